@@ -1,0 +1,81 @@
+"""The contract of an agent: something that acts and may learn."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor
+
+from envs.spec import EnvSpec
+from mbrl.clock import Clock
+from mbrl.data.buffer import ReplayBuffer
+from mbrl.data.record import Record
+from mbrl.data.transitions import Transitions
+
+Mode = Literal["explore", "evaluate"]
+
+
+@dataclass
+class ActorState(Record):
+    """What an agent carries from one decision to the next, a row an environment slot. The loop owns it.
+
+    A memoryless agent uses this empty one; others subclass it.
+    """
+
+
+class Agent(ABC):
+    """Acts in ``N`` environment slots at once, learns from what happened there.
+
+    Built as ``Agent(spec, ..., **parts)``. ``buffers`` are saved by row appends beside the checkpoint; everything else
+    that learning changes is in :meth:`state_dict` (tensors, numbers, strings, lists and dicts only).
+    """
+
+    wants_sim_state: bool = False
+    """Whether :meth:`act` needs the environments' full physics state (oracles)."""
+
+    def __init__(self, spec: EnvSpec, device: str = "cpu") -> None:
+        self.spec = spec
+        self.device = torch.device(device)
+        self.buffers: dict[str, ReplayBuffer] = {}
+
+    def seed(self, run_seed: int) -> None:
+        """Start every random stream and every network of the agent from ``run_seed``; called once, before anything."""
+
+    def initial_actor_state(self, slots: int) -> ActorState:
+        """The state before the first decision of ``slots`` environment slots."""
+        return ActorState()
+
+    @abstractmethod
+    def act(
+        self,
+        obs: Tensor,
+        actor_state: ActorState,
+        is_first: Tensor,
+        mode: Mode,
+        generator: Generator,
+        sim_state: Tensor | None = None,
+    ) -> tuple[Tensor, ActorState, dict[str, Tensor]]:
+        """Actions ``[N, A]`` (platform units) for ``obs [N, D]``; rows with ``is_first [N]`` begin an episode.
+
+        The third value holds extra columns to be stored with the transition (each ``[N]`` or ``[N, ·]``).
+        """
+
+    def observe(self, transitions: Transitions) -> None:
+        """See what happened, one row a slot."""
+
+    def update(self, clock: Clock) -> dict[str, dict[str, Any]]:
+        """Learn if it is time to.
+
+        Returns metrics by event (``fit``, ``update``, ``plan``): ``{event: {name: number}}``, empty when nothing was
+        done. The agent adds its gradient steps to ``clock.updates``.
+        """
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`, bit for bit."""

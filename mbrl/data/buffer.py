@@ -1,0 +1,234 @@
+"""Replay buffer: a ring of transitions in contiguous memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from envs.errors import UserError
+from mbrl.data.transitions import Transitions
+
+IDS = ("episode", "step", "policy_version")
+DTYPES = {"terminated": torch.bool, "truncated": torch.bool, "sim_state": torch.float64, "task": torch.int64} | dict.fromkeys(
+    IDS, torch.int64
+)
+
+
+class ReplayBuffer:
+    """A ring of ``capacity`` transitions; memory is allocated when the first rows show their shapes.
+
+    A row's *id* is its insertion number: it survives wrap-around, and weights are kept by it.
+
+    Args:
+        capacity: rows kept; the oldest are overwritten.
+        extra: declared extra columns, name -> trailing shape. Rows must bring exactly these.
+        device: where the memory lies.
+    """
+
+    def __init__(
+        self, capacity: int, extra: Mapping[str, tuple[int, ...]] | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        if capacity < 1:
+            raise UserError("capacity", capacity, "a replay buffer holds at least one row")
+        self.capacity = capacity
+        self.extra = dict(extra or {})
+        self.device = torch.device(device)
+        self.total_added = 0
+        self.columns: dict[str, Tensor] = {}
+        self._starts: tuple[int, int, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return min(self.total_added, self.capacity)
+
+    @property
+    def ids(self) -> Tensor:
+        """``[len]`` ids of the rows, oldest first."""
+        return torch.arange(self.total_added - len(self), self.total_added, device=self.device)
+
+    def extend(self, rows: Transitions) -> None:
+        """Append rows in order. Rows of one episode must arrive in step order; episodes may be interleaved."""
+        flat = flatten(rows)
+        self._check(flat)
+        if not self.columns:
+            self.columns = {name: self._allocate(name, column) for name, column in flat.items()}
+            self.columns["weight"] = torch.ones(self.capacity, device=self.device)
+        n = len(rows)
+        keep = min(n, self.capacity)
+        where = torch.arange(self.total_added + n - keep, self.total_added + n, device=self.device) % self.capacity
+        for name, column in flat.items():
+            self.columns[name][where] = column[n - keep :].to(self.device, self.columns[name].dtype)
+        self.columns["weight"][where] = 1.0
+        self.total_added += n
+
+    def _check(self, flat: Mapping[str, Tensor]) -> None:
+        brought = {name.removeprefix("extra.") for name in flat if name.startswith("extra.")}
+        if brought != set(self.extra):
+            fix = f"declare these columns when the buffer is made; it was made with {sorted(self.extra)}"
+            raise UserError("extra columns", sorted(brought), fix)
+        for name, column in flat.items():
+            have = self.columns.get(name)
+            if have is not None and have.shape[1:] != column.shape[1:]:
+                raise UserError(f"column {name}", tuple(column.shape[1:]), f"this buffer holds {tuple(have.shape[1:])}")
+        if self.columns and (missing := set(self.columns) - {"weight"} - set(flat)):
+            raise UserError("transitions", sorted(flat), f"these columns are missing: {sorted(missing)}")
+
+    def _allocate(self, name: str, like: Tensor) -> Tensor:
+        dtype = DTYPES.get(name, torch.float32)
+        return torch.zeros((self.capacity, *like.shape[1:]), dtype=dtype, device=self.device)
+
+    def __getitem__(self, ids: Tensor) -> Transitions:
+        """Rows by id, any leading shape. An id that was overwritten or never was raises ``IndexError``."""
+        if ids.numel() and (int(ids.min()) < self.total_added - len(self) or int(ids.max()) >= self.total_added):
+            low, high = self.total_added - len(self), self.total_added - 1
+            raise IndexError(f"buffer holds ids {low}..{high}, asked for {int(ids.min())}..{int(ids.max())}")
+        return self._rows(ids % self.capacity)
+
+    def _rows(self, where: Tensor) -> Transitions:
+        return unflatten({name: column[where] for name, column in self.columns.items() if name != "weight"})
+
+    def all(self) -> Transitions:
+        """Every row, oldest first."""
+        return self._rows(self.ids % self.capacity)
+
+    def sample_ids(self, n: int, generator: Generator, weighted: bool = False) -> Tensor:
+        """``[n]`` ids, drawn uniformly or by weight, with replacement."""
+        self._need_rows()
+        if not weighted:
+            return self.ids[0] + torch.randint(len(self), (n,), generator=generator, device=self.device)
+        weight = self.columns["weight"][self.ids % self.capacity].double()
+        edges = weight.cumsum(0)
+        draw = torch.rand(n, generator=generator, device=self.device, dtype=torch.float64) * edges[-1]
+        return self.ids[0] + torch.searchsorted(edges, draw, right=True).clamp(max=len(self) - 1)
+
+    def sample(self, n: int, generator: Generator, weighted: bool = False) -> Transitions:
+        """``n`` rows with replacement; by weight when ``weighted``."""
+        return self[self.sample_ids(n, generator, weighted)]
+
+    def set_weights(self, ids: Tensor, weight: Tensor) -> None:
+        """Sampling weights (>= 0) of rows by id; ids that have been overwritten are ignored."""
+        if not bool(weight.isfinite().all()) or bool((weight < 0).any()):
+            raise UserError("weight", weight, "sampling weights are finite and not negative")
+        live = ids >= self.total_added - len(self)
+        self.columns["weight"][ids[live] % self.capacity] = weight[live].to(self.columns["weight"].dtype)
+
+    def weights(self, ids: Tensor) -> Tensor:
+        return self.columns["weight"][ids % self.capacity]
+
+    def windows(self, n: int, length: int, generator: Generator) -> Transitions:
+        """``n`` windows of ``length`` consecutive steps, ``[n, length, ...]``, never across an episode's end.
+
+        Raises ``UserError`` when no stored episode is that long.
+        """
+        chains = self._chains(length)
+        pick = torch.randint(chains.shape[1], (n,), generator=generator, device=self.device)
+        return self[chains[:, pick].T]
+
+    def _chains(self, length: int) -> Tensor:
+        """``[length, M]`` ids of every window of that length in the buffer."""
+        self._need_rows()
+        if self._starts is None or self._starts[:2] != (self.total_added, length):
+            self._starts = (self.total_added, length, self._find_chains(length))
+        return self._starts[2]
+
+    def _find_chains(self, length: int) -> Tensor:
+        where = self.ids % self.capacity
+        episode, step = self.columns["episode"][where], self.columns["step"][where]
+        order = torch.from_numpy(np.lexsort((step.cpu().numpy(), episode.cpu().numpy()))).to(self.device)
+        episode, step = episode[order], step[order]
+        count = len(order) - length + 1
+        if count > 0:
+            same = (episode[length - 1 :] == episode[:count]) & (step[length - 1 :] - step[:count] == length - 1)
+            first = same.nonzero()[:, 0]
+            if len(first):
+                return self.ids[0] + order[first + torch.arange(length, device=self.device)[:, None]]
+        raise UserError("window length", length, f"no stored episode has that many steps ({len(self)} rows stored)")
+
+    def _need_rows(self) -> None:
+        if not len(self):
+            raise UserError("replay buffer", "empty", "add transitions before sampling")
+
+    def save(self, path: Path | str) -> None:
+        """Write ``path/`` with one ``.npy`` a column (oldest row first) and ``buffer.json``."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        where = self.ids % self.capacity
+        for name, column in self.columns.items():
+            np.save(path / f"{name}.npy", column[where].cpu().numpy(), allow_pickle=False)
+        (path / "buffer.json").write_text(json.dumps(self._description()))
+
+    def _description(self) -> dict[str, Any]:
+        extra = {name: list(shape) for name, shape in self.extra.items()}
+        return {"capacity": self.capacity, "total_added": self.total_added, "extra": extra, "columns": list(self.columns)}
+
+    @classmethod
+    def load(cls, path: Path | str, device: torch.device | str = "cpu") -> ReplayBuffer:
+        """Read what :meth:`save` wrote. Runs no code from the files; raises ``UserError`` on a damaged folder."""
+        path = Path(path)
+        about, arrays = _read_folder(path, mmap=False)
+        extra = {name: tuple(shape) for name, shape in about["extra"].items()}
+        buffer = cls(about["capacity"], extra, device)
+        rows = len(arrays.get("obs", ()))
+        buffer.total_added = about["total_added"]
+        where = buffer.ids % buffer.capacity
+        if rows != len(where):
+            raise UserError(str(path), f"{rows} rows", f"buffer.json speaks of {len(where)}; the folder is damaged")
+        for name, array in arrays.items():
+            column = torch.from_numpy(array).to(buffer.device)
+            buffer.columns[name] = torch.zeros((buffer.capacity, *column.shape[1:]), dtype=column.dtype, device=device)
+            buffer.columns[name][where] = column
+        return buffer
+
+    @classmethod
+    def open(cls, path: Path | str) -> ReplayBuffer:
+        """Map what :meth:`save` wrote, for data larger than memory: nothing is read until it is sampled.
+
+        The result is full: it can be sampled and windowed; what would be written to it stays in memory, not on disk.
+        """
+        about, arrays = _read_folder(Path(path), mmap=True)
+        rows = len(arrays["obs"])
+        buffer = cls(rows, {name: tuple(shape) for name, shape in about["extra"].items()})
+        buffer.columns = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        buffer.total_added = rows
+        return buffer
+
+
+def _read_folder(path: Path, mmap: bool) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+    try:
+        about = json.loads((path / "buffer.json").read_text())
+        mode = "c" if mmap else None  # copy-on-write: the file stays as it is
+        return about, {name: np.load(path / f"{name}.npy", mmap_mode=mode) for name in about["columns"]}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(str(path), f"{type(error).__name__}: {error}", "give a folder written by ReplayBuffer.save") from error
+
+
+def flatten(rows: Transitions) -> dict[str, Tensor]:
+    """Columns by name; extra columns get the prefix ``extra.``, absent optional ones are left out."""
+    flat = {name: value for name, value in vars(rows).items() if isinstance(value, Tensor)}
+    return flat | {f"extra.{name}": column for name, column in rows.extra.items()}
+
+
+def unflatten(columns: Mapping[str, Tensor]) -> Transitions:
+    """Inverse of :func:`flatten`."""
+    plain = {name: column for name, column in columns.items() if not name.startswith("extra.")}
+    extra = {name.removeprefix("extra."): column for name, column in columns.items() if name.startswith("extra.")}
+    return Transitions(**plain, extra=extra)
+
+
+def sample_mix(sources: Mapping[str, tuple[ReplayBuffer, float]], n: int, generator: Generator) -> Transitions:
+    """``n`` rows from several buffers, ``{name: (buffer, share)}``; shares sum to 1, counts are rounded to sum to ``n``.
+
+    Rows come grouped by source, in the mapping's order.
+    """
+    shares = torch.tensor([share for _, share in sources.values()], dtype=torch.float64)
+    if not torch.isclose(shares.sum(), torch.ones((), dtype=torch.float64)) or bool((shares < 0).any()):
+        raise UserError("shares", {name: share for name, (_, share) in sources.items()}, "shares are >= 0 and sum to 1")
+    edges = (shares.cumsum(0) * n).round().long().tolist()
+    counts = [end - start for start, end in zip([0, *edges], edges, strict=False)]
+    parts = [buffer.sample(count, generator) for (buffer, _), count in zip(sources.values(), counts, strict=True) if count]
+    return Transitions.cat(parts)

@@ -1,0 +1,186 @@
+"""The contract of a dynamics model, and the capabilities that some models add to it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
+
+import torch
+from torch import Generator, Tensor, nn
+
+from envs.errors import UserError
+from envs.spec import EnvSpec
+from mbrl.data.record import Record
+from mbrl.data.transitions import Transitions
+
+Propagation = Literal["trajectory", "step", "mean", "all"]
+"""Which ensemble member moves a particle: one for the whole trajectory (TS-inf), a new one each step (TS1), the mean
+of all, or every member its own particle without sampled noise."""
+PROPAGATIONS: tuple[str, ...] = get_args(Propagation)
+
+Estimator = Literal["std_of_means", "std_of_samples", "largest_std", "one_vs_rest_kl"]
+"""Named uncertainty estimators: std over members of their means; of their samples (adds aleatoric noise); the largest
+member's own std (MOPO); mean KL of one member against the rest (COPlanner's references)."""
+
+
+@dataclass
+class State(Record):
+    """What a model carries from step to step. The memoryless state is the raw observation ``[B, D]``."""
+
+    obs: Tensor
+
+
+@dataclass
+class Step(Record):
+    """One imagined step of ``B`` rows."""
+
+    state: State
+    reward: Tensor
+    """``[B]``"""
+    terminated: Tensor
+    """``[B]`` bool"""
+    truncated: Tensor
+    """``[B]`` bool: the state left the model's validity box"""
+
+
+@dataclass
+class Trajectory(Record):
+    """``H`` imagined steps of ``P`` particles for each of ``B`` rows; decoded only where somebody asks."""
+
+    states: State
+    """``[H + 1, P, B, ...]``, the first is where it started"""
+    reward: Tensor
+    """``[H, P, B]``, not yet masked by ``terminated``"""
+    terminated: Tensor
+    """``[H, P, B]`` bool: this step ended the episode"""
+    truncated: Tensor
+    """``[H, P, B]`` bool"""
+
+    def alive(self) -> Tensor:
+        """``[H, P, B]`` float: 1 while no *earlier* step has ended the episode (the ending step still counts)."""
+        ended = self.terminated.to(self.reward.dtype).cumsum(0)
+        return (torch.cat([torch.zeros_like(ended[:1]), ended[:-1]]) < 0.5).to(self.reward.dtype)
+
+
+class Prediction(Protocol):
+    """What all ``E`` members say of one step, before one of them is chosen. Differentiable."""
+
+    @property
+    def mean(self) -> Tensor:
+        """``[E, B, D + 1]``: next observation, then reward."""
+
+    @property
+    def log_var(self) -> Tensor:
+        """``[E, B, ·]``: log-variance of the model's own target, in the target's units."""
+
+    def sample(self, k: int, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """``k`` draws of (next_obs ``[E, k, B, D]``, reward ``[E, k, B]``)."""
+
+    def log_prob(self, next_obs: Tensor, reward: Tensor) -> Tensor:
+        """``[E, B]``."""
+
+
+class DynamicsModel(nn.Module, ABC):
+    """``p(state', reward, end | state, action)``. Observations are raw; actions are platform actions.
+
+    A memoryless model implements :meth:`encode` and :meth:`step`; the rest follows. Gradient models add
+    :meth:`loss` (see :mod:`mbrl.fitting`).
+    """
+
+    window: int = 1
+    """How many consecutive transitions :meth:`loss` wants in a row."""
+
+    def __init__(self, spec: EnvSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def encode(self, obs: Tensor, task: Tensor | None = None, sim_state: Tensor | None = None) -> State:
+        """The state after seeing ``obs [B, D]`` at an episode's start. ``sim_state`` is for simulators only."""
+        return State(obs)
+
+    def observe(
+        self,
+        state: State | None,
+        prev_action: Tensor | None,
+        obs: Tensor,
+        is_first: Tensor,
+        task: Tensor | None = None,
+        sim_state: Tensor | None = None,
+    ) -> State:
+        """Filtering: the state after acting with ``prev_action`` and seeing ``obs``; rows with ``is_first`` start anew.
+
+        Models with memory override this; for memoryless ones it is :meth:`encode`.
+        """
+        return self.encode(obs, task, sim_state)
+
+    @abstractmethod
+    def step(self, state: State, action: Tensor, generator: Generator | None) -> Step:
+        """One step of ``B`` rows. ``generator=None`` means no sampled noise."""
+
+    def decode(self, state: State) -> Tensor:
+        """Observations ``[..., D]`` of states."""
+        return state.obs
+
+    def rollout(
+        self,
+        state: State,
+        actions: Tensor,
+        generator: Generator | None,
+        *,
+        particles: int = 1,
+        propagation: Propagation = "trajectory",
+    ) -> Trajectory:
+        """Follow ``actions [H, B, A]`` from ``state [B]`` with ``particles`` particles a row.
+
+        Random numbers are drawn for each particle and step and are common to all rows (common random numbers): rows
+        compare under the same luck, and a row's result does not depend on which other rows travel beside it.
+        """
+        rows = actions.shape[1]
+        states, steps = [state.map(lambda x: x.repeat(particles, *[1] * (x.dim() - 1)))], []
+        for action in actions:
+            steps.append(self.step(states[-1], action.repeat(particles, 1), generator))
+            states.append(steps[-1].state)
+        fold = lambda record: record.map(lambda x: x.unflatten(1, (particles, rows)))  # noqa: E731
+        stacked = Step.stack(steps)
+        ends = [x.unflatten(1, (particles, rows)) for x in (stacked.reward, stacked.terminated, stacked.truncated)]
+        return Trajectory(fold(State.stack(states)), *ends)
+
+    def bind(self, task: int | None = None) -> DynamicsModel:
+        """A model with weights, normalisers and task fixed, for many fast steps; call again after every fit."""
+        return self
+
+    def loss(self, batch: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
+        """Training loss on a batch whose tensors are ``[E, B, ...]`` (``[E, window, B, ...]`` when ``window > 1``)."""
+        raise NotImplementedError(f"{type(self).__name__} is not trained by gradient")
+
+
+@runtime_checkable
+class HasDistribution(Protocol):
+    """Models that say how unsure they are."""
+
+    def predict(self, state: State, action: Tensor) -> Prediction: ...
+
+    def uncertainty(self, state: State, action: Tensor, kind: Estimator) -> Tensor:
+        """``[B]``"""
+
+
+Capability = TypeVar("Capability")
+
+
+def require(model: DynamicsModel, capability: type[Capability]) -> Capability:
+    """``model`` as that capability, or a :class:`UserError` that names the models which have it."""
+    if isinstance(model, capability):
+        return model
+    have = sorted(kind.__name__ for kind in _subclasses(DynamicsModel) if _offers(kind, capability))
+    fix = f"it does not offer {capability.__name__}; models that do: {', '.join(have) or 'none'}"
+    raise UserError("model", type(model).__name__, fix)
+
+
+def _subclasses(kind: type[Any]) -> list[type[Any]]:
+    return [deep for sub in kind.__subclasses__() for deep in (sub, *_subclasses(sub))]
+
+
+def _offers(kind: type[Any], capability: type[Any]) -> bool:
+    wanted = [name for name in vars(capability) if not name.startswith("_")]
+    return all(hasattr(kind, name) for name in wanted)
