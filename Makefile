@@ -71,6 +71,15 @@ format: install ## let ruff rewrite what it can
 	@$(BIN)/ruff check --quiet --fix . || true
 	@$(BIN)/ruff format --quiet .
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "== docs: installing the generator"
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.installed-docs ## build site/ from README.md, docs/*.md and the docstrings
+	@echo "== docs: site/index.html"
+	@$(BIN)/python docs/build.py
+
 clean: ## remove what was built and cached (not .venv, not runs)
 	@rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache MUJOCO_LOG.TXT
 	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
