@@ -133,18 +133,21 @@ class DynamicsModel(nn.Module, ABC):
     ) -> Trajectory:
         """Follow ``actions [H, B, A]`` from ``state [B]`` with ``particles`` particles a row.
 
-        Random numbers are drawn for each particle and step and are common to all rows (common random numbers): rows
-        compare under the same luck, and a row's result does not depend on which other rows travel beside it.
+        Stochastic models override this and draw random numbers for each particle and step, common to all rows
+        (common random numbers): rows compare under the same luck, and a row's result does not depend on which other
+        rows travel beside it.
         """
         rows = actions.shape[1]
         states, steps = [state.map(lambda x: x.repeat(particles, *[1] * (x.dim() - 1)))], []
         for action in actions:
             steps.append(self.step(states[-1], action.repeat(particles, 1), generator))
             states.append(steps[-1].state)
-        fold = lambda record: record.map(lambda x: x.unflatten(1, (particles, rows)))  # noqa: E731
-        stacked = Step.stack(steps)
-        ends = [x.unflatten(1, (particles, rows)) for x in (stacked.reward, stacked.terminated, stacked.truncated)]
-        return Trajectory(fold(State.stack(states)), *ends)
+
+        def fold(x: Tensor) -> Tensor:
+            return x.view(len(x), particles, rows, *x.shape[2:])
+
+        stacked = Step.stack(steps).map(fold)
+        return Trajectory(State.stack(states).map(fold), stacked.reward, stacked.terminated, stacked.truncated)
 
     def bind(self, task: int | None = None) -> DynamicsModel:
         """A model with weights, normalisers and task fixed, for many fast steps; call again after every fit."""

@@ -1,0 +1,196 @@
+"""How gradient models are trained: member-wise bootstrap, holdout, early stopping, per-member best weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from envs.errors import UserError
+from mbrl.data.record import Record
+from mbrl.data.transitions import Transitions
+
+
+class Fittable(Protocol):
+    """What :class:`Fitter` needs of a model: every parameter has the members as its first dimension."""
+
+    members: int
+
+    def prepare(self, data: Transitions) -> Any: ...
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def holdout_score(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def set_elites(self, score: Tensor) -> None: ...
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]: ...
+    def parameters(self) -> Any: ...
+
+
+class Fitter:
+    """Fits an ensemble on all data so far, warm-started from its last weights.
+
+    With a holdout, training stops when no member has improved its holdout score by ``improvement`` for ``patience``
+    epochs, and every member returns to its own best weights (a snapshot of the whole ensemble whenever *any* member
+    improves, as in some public code, is not that). Without a holdout it takes ``max_updates`` steps.
+
+    Args:
+        lr: Adam's step size.
+        weight_decay: L2 coefficient on weight matrices, as in Adam with coupled decay.
+        batch_size: rows for each member and step.
+        holdout: share of rows held out, drawn anew at every fit; 0 trains on everything.
+        max_holdout: at most this many rows are held out.
+        patience: epochs without improvement before stopping.
+        max_epochs: upper bound on epochs.
+        max_updates: upper bound on gradient steps in one fit.
+        first_updates: that bound for the first fit (default: ``max_updates``).
+        improvement: relative improvement of a member's holdout score that counts.
+        bootstrap: every member draws its own rows with replacement; False gives all members the same rows, each in
+            its own order.
+        compile: compile the gradient step with torch.compile.
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        weight_decay: float = 3e-5,
+        batch_size: int = 256,
+        holdout: float = 0.2,
+        max_holdout: int = 5000,
+        patience: int = 5,
+        max_epochs: int = 100,
+        max_updates: int | None = None,
+        first_updates: int | None = None,
+        improvement: float = 0.01,
+        bootstrap: bool = True,
+        compile: bool = False,
+    ) -> None:
+        if not 0.0 <= holdout < 1.0:
+            raise UserError("holdout", holdout, "give a share of the rows in [0, 1)")
+        if holdout == 0.0 and max_updates is None:
+            raise UserError("holdout", holdout, "without a holdout nothing stops early: set max_updates")
+        self.lr, self.weight_decay, self.batch_size = lr, weight_decay, batch_size
+        self.holdout, self.max_holdout, self.patience, self.max_epochs = holdout, max_holdout, patience, max_epochs
+        self.max_updates = max_updates or 2**62
+        self.first_updates = first_updates or self.max_updates
+        self.improvement, self.bootstrap, self.compile = improvement, bootstrap, compile
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.fits = 0
+        self._pending: dict[str, Any] | None = None
+
+    def fit(
+        self, model: Fittable, data: Transitions, generator: Generator, weights: Tensor | None = None
+    ) -> dict[str, float]:
+        """Train on ``data [N]``; ``weights [N]`` weigh the drawing of rows. Returns what to log."""
+        finite = data.obs.isfinite().all(-1) & data.next_obs.isfinite().all(-1) & data.reward.isfinite()
+        if not bool(finite.all()):
+            row = int((~finite).nonzero()[0, 0])
+            raise UserError(f"training data, row {row}", "NaN or infinity", "remove the row or mend the environment")
+        optimizer = self._optimizer(model)
+        rows: Record = model.prepare(data)
+        train, held = self._split(len(data), generator)
+        limit = self.first_updates if self.fits == 0 else self.max_updates
+        updates, epochs, loss = self._train(model, optimizer, rows, train, held, weights, generator, limit)
+        self.fits += 1
+        report = {"updates": float(updates), "epochs": float(epochs), "loss": loss, "rows": float(len(data))}
+        if len(held):
+            score, extra = model.holdout_score(rows[held])
+            model.set_elites(score)
+            report |= {"holdout_score": float(score.mean())} | {name: float(v) for name, v in extra.items()}
+        return report
+
+    def _train(
+        self,
+        model: Fittable,
+        optimizer: torch.optim.Optimizer,
+        rows: Record,
+        train: Tensor,
+        held: Tensor,
+        weights: Tensor | None,
+        generator: Generator,
+        limit: int,
+    ) -> tuple[int, int, float]:
+        """Epochs until the limit or until no member improves; returns (updates, epochs, last loss)."""
+        best = _Best(model, rows[held], self.improvement) if len(held) else None
+        members = self._member_rows(model.members, train, weights, generator)
+        updates, epoch, stale, loss = 0, 0, 0, math.nan
+        per_epoch = max(1, members.shape[1] // self.batch_size)
+        while updates < limit and epoch < self.max_epochs and stale < self.patience:
+            total = torch.zeros((), device=train.device)
+            order = _shuffle(members, generator)
+            for i in range(min(per_epoch, limit - updates)):
+                total += self._update(model, optimizer, rows[order[:, i * self.batch_size : (i + 1) * self.batch_size]])
+                updates += 1
+            epoch += 1
+            loss = float(total) / (min(per_epoch, updates) * model.members)
+            if best is not None:
+                stale = 0 if best.improved() else stale + 1
+        if best is not None:
+            best.restore()
+        return updates, epoch, loss
+
+    def _update(self, model: Fittable, optimizer: torch.optim.Optimizer, batch: Record) -> Tensor:
+        loss, _ = model.loss(batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    def _split(self, rows: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        order = torch.randperm(rows, generator=generator, device=generator.device)
+        held = min(int(self.holdout * rows), self.max_holdout)
+        return order[held:], order[:held]
+
+    def _member_rows(self, members: int, train: Tensor, weights: Tensor | None, generator: Generator) -> Tensor:
+        """``[E, n]`` row numbers of each member's own training set."""
+        n = len(train)
+        if weights is not None:
+            pick = torch.multinomial(weights[train].double().expand(members, -1), n, True, generator=generator)
+            return train[pick]
+        if self.bootstrap and members > 1:
+            return train[torch.randint(n, (members, n), generator=generator, device=generator.device)]
+        return train.expand(members, n)
+
+    def _optimizer(self, model: Fittable) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = torch.optim.Adam(model.parameter_groups(self.weight_decay), lr=self.lr, fused=True)
+            if self._pending is not None:
+                self.optimizer.load_state_dict(self._pending)
+                self._pending = None
+        return self.optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        state = self._pending if self.optimizer is None else self.optimizer.state_dict()
+        return {"fits": self.fits, "optimizer": state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes effect at the next fit, when the model whose optimiser this is appears."""
+        self.fits, self._pending, self.optimizer = state["fits"], state["optimizer"], None
+
+
+class _Best:
+    """Each member's best weights so far on a holdout."""
+
+    def __init__(self, model: Fittable, held: Record, improvement: float) -> None:
+        self.model, self.held, self.improvement = model, held, improvement
+        self.score, _ = model.holdout_score(held)
+        self.weights = [p.detach().clone() for p in model.parameters()]
+
+    def improved(self) -> bool:
+        """Keep the members that are now better by enough; whether there was one."""
+        score, _ = self.model.holdout_score(self.held)
+        better = score < self.score * (1 - self.improvement)
+        self.score = torch.where(better, score, self.score)
+        for kept, p in zip(self.weights, self.model.parameters(), strict=True):
+            kept.copy_(torch.where(better.view(-1, *[1] * (p.dim() - 1)), p.detach(), kept))
+        return bool(better.any())
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            for kept, p in zip(self.weights, self.model.parameters(), strict=True):
+                p.copy_(kept)
+
+
+def _shuffle(members: Tensor, generator: Generator) -> Tensor:
+    """Each member's rows in an order of its own."""
+    order = torch.rand(members.shape, generator=generator, device=generator.device).argsort(-1)
+    return members.gather(1, order)

@@ -1,0 +1,193 @@
+"""An ensemble made ready for many fast steps: elite weights, normalisers folded into the first and last layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from envs.errors import UserError
+from mbrl.models.base import DynamicsModel, Estimator, Prediction, Propagation, State, Step, Trajectory
+
+if TYPE_CHECKING:
+    from mbrl.models.ensemble import ProbabilisticEnsemble
+
+
+class BoundEnsemble(DynamicsModel):
+    """Predicts as its :class:`ProbabilisticEnsemble` did when it was bound; later fits do not reach it."""
+
+    @torch.no_grad()
+    def __init__(self, source: ProbabilisticEnsemble) -> None:
+        super().__init__(source.spec)
+        self._source = [source]  # in a list, so that the ensemble is not a submodule of its own view
+        self.coordinates = source.coordinates
+        self.learns_reward, self.learns_end = source.learns_reward, source.learns_end
+        self.probabilistic, self.target_size = source.probabilistic, source.target_size
+        self.dtype = torch.bfloat16 if source.inference_dtype == "bfloat16" else torch.float32
+        self.has_box = source.validity > 0
+        self.box = source.get_buffer("box").clone()
+        elites = source.get_buffer("elites")
+        self.active = len(elites)
+        weights = [w.detach()[elites].double() for w in source.weights]
+        biases = [b.detach()[elites].double() for b in source.biases]
+        weights[0], biases[0] = _fold_input(weights[0], biases[0], source.input_norm.mean, source.input_norm.std)
+        scale = source.target_norm.std * source.get_buffer("varies").double()
+        size = self.target_size
+        weights[-1][..., :size] *= scale
+        biases[-1][..., :size] = biases[-1][..., :size] * scale + source.target_norm.mean
+        if self.probabilistic:
+            self._fold_variance(source, biases, scale, elites)
+        features = self.coordinates.feature_size
+        self.action_weight = weights[0][:, features:].to(self.dtype)
+        self.weights = [weights[0][:, :features].to(self.dtype), *(w.to(self.dtype) for w in weights[1:])]
+        self.biases = [b.to(self.dtype) for b in biases]
+        self._advance = torch.compile(self._advance_rows, dynamic=True) if source.compile_step else self._advance_rows
+
+    def _fold_variance(
+        self, source: ProbabilisticEnsemble, biases: list[Tensor], scale: Tensor, elites: Tensor
+    ) -> None:
+        """The two soft clamps in closed form: ``exp(l) = exp(min) + exp(max) * sigmoid(raw - max)``."""
+        high, low = (bound.detach()[elites].double() for bound in (source.max_log_var, source.min_log_var))
+        biases[-1][..., self.target_size : 2 * self.target_size] -= high
+        self.var_span = (high.exp() * scale.square()).float()
+        self.var_floor = (low.exp() * scale.square()).float()
+
+    def predict(self, state: State, action: Tensor) -> Prediction:
+        return self._source[0].predict(state, action)
+
+    def uncertainty(self, state: State, action: Tensor, kind: Estimator) -> Tensor:
+        return self._source[0].uncertainty(state, action, kind)
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def _advance_rows(self, z: Tensor, from_action: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Next coordinates and raw outputs of rows in member order: ``z [E, R, Z]``, ``from_action [E, R, hidden]``."""
+        x = torch.baddbmm(from_action, self.coordinates.features(z).to(self.dtype), self.weights[0])
+        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
+            x = torch.baddbmm(bias, F.silu(x), weight)
+        x = x.float()
+        target = x[..., : self.target_size]
+        if noise is not None and self.probabilistic:
+            spread = torch.sigmoid(x[..., self.target_size : 2 * self.target_size])
+            std = torch.addcmul(self.var_floor, self.var_span, spread).sqrt()
+            target = torch.addcmul(target, std, noise)
+        return z + target[..., : self.coordinates.size], self._heads(x, target)
+
+    def _heads(self, x: Tensor, target: Tensor) -> Tensor:
+        """Learned reward and end logit, ``[E, R, 0..2]``."""
+        parts = [target[..., self.coordinates.size :]] if self.learns_reward else []
+        return torch.cat([*parts, x[..., -1:]], -1) if self.learns_end else (parts[0] if parts else x[..., :0])
+
+    @torch.no_grad()
+    def step(self, state: State, action: Tensor, generator: Generator | None) -> Step:
+        rows, pad = len(action), -len(action) % self.active
+        device = action.device
+        order = torch.arange(rows, device=device)
+        if generator is not None:
+            order = torch.randperm(rows, generator=generator, device=device)
+        order = torch.cat([order, order[:1].expand(pad)])
+        z = self.coordinates.from_obs(state.obs)
+        grouped = z[order].unflatten(0, (self.active, -1))
+        from_action = torch.baddbmm(
+            self.biases[0], action[order].unflatten(0, (self.active, -1)).to(self.dtype), self.action_weight
+        )
+        noise = None
+        if generator is not None:
+            noise = torch.randn(*grouped.shape[:2], self.target_size, generator=generator, device=device)
+        next_z, heads = self._advance(grouped, from_action, noise)
+        back = torch.empty(rows, dtype=torch.long, device=device)
+        back[order[:rows]] = torch.arange(rows, device=device)
+        next_z, heads = next_z.flatten(0, 1)[back], heads.flatten(0, 1)[back]
+        next_obs = self.coordinates.to_obs(next_z)
+        return Step(State(next_obs), *self._judge(state.obs, action, next_obs, next_z, heads))
+
+    @torch.no_grad()
+    def rollout(
+        self,
+        state: State,
+        actions: Tensor,
+        generator: Generator | None,
+        *,
+        particles: int = 1,
+        propagation: Propagation = "trajectory",
+    ) -> Trajectory:
+        """See :meth:`mbrl.models.base.DynamicsModel.rollout`.
+
+        ``particles`` must be a multiple of the elites (balanced assignment, as in both reference codes), except for
+        ``mean``, which needs none, and ``all``, which takes one particle for each elite.
+        """
+        if propagation in ("mean", "all"):
+            particles, generator = self.active, None
+        elif particles % self.active:
+            raise UserError("particles", particles, f"give a multiple of the {self.active} elites")
+        noise = self._noise(actions, particles // self.active, generator)
+        orders = self._orders(len(actions), particles, generator) if propagation == "step" else None
+        pushes = self._push(actions, particles // self.active)
+        start = self.coordinates.from_obs(state.obs)
+        zs, heads = [start.expand(particles, *start.shape)], []
+        for h in range(len(actions)):
+            z, head = self._move(zs[-1], pushes[:, h], noise[h], None if orders is None else orders[h])
+            if propagation == "mean":
+                z, head = z.mean(0).expand_as(z), head.mean(0).expand_as(head)
+            zs.append(z)
+            heads.append(head)
+        keep = 1 if propagation == "mean" else particles
+        return self._trajectory(state.obs, torch.stack(zs)[:, :keep], actions, torch.stack(heads)[:, :keep])
+
+    def _move(
+        self, z: Tensor, push: Tensor, noise: Tensor | None, order: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """All particles ``z [P, B, Z]`` one step on; ``order`` says which particle sits at which member."""
+        mixed = z if order is None else z[order]
+        moved, head = self._advance(mixed.reshape(self.active, -1, z.shape[-1]), push, noise)
+        moved, head = moved.view(*z.shape[:2], -1), head.view(*z.shape[:2], -1)
+        if order is None:
+            return moved, head
+        back = order.argsort()
+        return moved[back], head[back]
+
+    def _push(self, actions: Tensor, share: int) -> Tensor:
+        """What the actions ``[H, B, A]`` add to the first layer, all steps at once: ``[E, H, share * B, hidden]``."""
+        flat = actions.flatten(0, 1).to(self.dtype).expand(self.active, -1, -1)
+        push = torch.baddbmm(self.biases[0], flat, self.action_weight).view(self.active, *actions.shape[:2], -1)
+        return push.repeat(1, 1, share, 1) if share > 1 else push
+
+    def _noise(self, actions: Tensor, share: int, generator: Generator | None) -> Sequence[Tensor | None]:
+        """``H`` times ``[E, share * B, T]`` (or one broadcast row): drawn for each particle, common to the rows."""
+        horizon, rows = actions.shape[:2]
+        if generator is None or not self.probabilistic:
+            return [None] * horizon
+        shape = (horizon, self.active, share, 1, self.target_size)
+        noise = torch.randn(shape, generator=generator, device=generator.device)
+        return list(noise[:, :, 0] if share == 1 else noise.expand(-1, -1, -1, rows, -1).flatten(2, 3))
+
+    def _orders(self, horizon: int, particles: int, generator: Generator | None) -> Tensor:
+        """``[H, P]``: a balanced random assignment of particles to members for each step."""
+        device = self.box.device if generator is None else generator.device
+        return torch.rand(horizon, particles, generator=generator, device=device).argsort(-1)
+
+    def _trajectory(self, start_obs: Tensor, z: Tensor, actions: Tensor, heads: Tensor) -> Trajectory:
+        obs = self.coordinates.to_obs(z)
+        obs[0] = start_obs  # as it was seen, not as it comes back from its coordinates
+        action = actions[:, None].expand(-1, z.shape[1], -1, -1)
+        return Trajectory(State(obs), *self._judge(obs[:-1], action, obs[1:], z[1:], heads))
+
+    def _judge(
+        self, obs: Tensor, action: Tensor, next_obs: Tensor, next_z: Tensor, heads: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Reward, termination and validity of any number of moves at once: known pieces first, learned ones added."""
+        reward = self.spec.known_reward(obs, action, next_obs)
+        if self.learns_reward:
+            reward = reward + heads[..., 0]
+        terminated = heads[..., -1] > 0.0 if self.learns_end else self.spec.known_termination(obs, action, next_obs)
+        if not self.has_box:
+            return reward, terminated, torch.zeros_like(terminated)
+        return reward, terminated, ((next_z < self.box[0]) | (next_z > self.box[1])).any(-1)
+
+
+def _fold_input(weight: Tensor, bias: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """First layer that takes raw inputs: ``((x - mean) / std) W + b = x (W / std) + (b - (mean / std) W)``."""
+    return weight / std[:, None], bias - (mean / std)[None] @ weight
