@@ -1,0 +1,22 @@
+"""Environments: what they are, what is known of them, and the edge of the platform around them."""
+
+from envs.boundary import BoundaryEnv
+from envs.errors import UserError
+from envs.pool import EnvPool, PoolStep
+from envs.registry import env_spec, list_envs, make_env, make_physics, register_own, register_scheme
+from envs.spec import EnvSpec
+
+register_own()
+
+__all__ = [
+    "BoundaryEnv",
+    "EnvPool",
+    "EnvSpec",
+    "PoolStep",
+    "UserError",
+    "env_spec",
+    "list_envs",
+    "make_env",
+    "make_physics",
+    "register_scheme",
+]

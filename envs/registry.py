@@ -1,0 +1,185 @@
+"""From a name to an environment."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+
+from envs.boundary import BoundaryEnv
+from envs.errors import UserError
+from envs.physics.base import Physics
+from envs.spec import EnvSpec
+
+Loader = Callable[..., gym.Env[Any, Any]]
+"""``loader(name, **kwargs) -> gym.Env``: what follows the scheme's colon, and constructor arguments."""
+
+OWN: Mapping[str, tuple[str, int]] = {
+    "mbrl/CartPoleSwingUp-v0": ("envs.cartpole:CartPoleSwingUp", 150),
+    "mbrl/CartPoleBalance-v0": ("envs.cartpole:CartPoleBalance", 200),
+}
+"""The platform's own environments: Gymnasium id -> class, episode limit."""
+
+_SCHEMES: dict[str, Loader] = {}
+
+
+def register_own() -> None:
+    """Register the platform's environments with Gymnasium (done by ``import envs``)."""
+    for id, (entry_point, limit) in OWN.items():
+        if id not in gym.registry:
+            gym.register(id, entry_point, max_episode_steps=limit)
+
+
+def register_scheme(scheme: str, loader: Loader) -> None:
+    """Make ``scheme:name`` mean ``loader(name, **kwargs)``. Registering a scheme again replaces it."""
+    _SCHEMES[scheme] = loader
+
+
+def make_env(
+    id: str,
+    *,
+    params: Mapping[str, float] | None = None,
+    render_mode: str | None = None,
+    action_repeat: int = 1,
+    max_episode_steps: int | None = None,
+    **kwargs: Any,
+) -> BoundaryEnv:
+    """An environment in the platform's units.
+
+    Args:
+        id: a Gymnasium id (``Hopper-v5``), ``package.module:Class`` (imported), or ``scheme:name``
+            (``dmc:cheetah-run``).
+        params: physics parameters by name, see :mod:`envs.variants`.
+        render_mode: as in Gymnasium.
+        action_repeat: environment steps a decision; rewards are summed.
+        max_episode_steps: episode limit in *environment* steps; None keeps the task's own.
+        kwargs: constructor arguments.
+
+    Raises:
+        UserError: an unknown name, a class that cannot be imported or built, an unsupported space or parameter.
+    """
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise UserError(f"{id}: max_episode_steps", max_episode_steps, "give a whole number of at least 1.")
+    if render_mode is not None:
+        kwargs["render_mode"] = render_mode
+    env = _make_raw(id, max_episode_steps, kwargs)
+    kwargs.pop("render_mode", None)
+    return BoundaryEnv(env, id, params=params, action_repeat=action_repeat, kwargs=kwargs)
+
+
+def env_spec(id: str, **kwargs: Any) -> EnvSpec:
+    """What is known of an environment; arguments as for :func:`make_env`."""
+    env = make_env(id, **kwargs)
+    spec = env.env_spec
+    env.close()  # type: ignore[no-untyped-call]
+    return spec
+
+
+def make_physics(id: str, params: Mapping[str, float] | None = None, **kwargs: Any) -> Physics:
+    """The true dynamics of an environment as batched functions; arguments as for :func:`make_env`.
+
+    An environment whose class offers ``physics(params)`` gives its own.
+
+    Raises:
+        UserError: no true dynamics are known for it, or actions are repeated.
+    """
+    if kwargs.get("action_repeat", 1) != 1:
+        raise UserError(
+            f"{id}: action_repeat", kwargs["action_repeat"], "the true dynamics exist without repeats only."
+        )
+    env = make_env(id, params=params, **kwargs)
+    base: Any = env.unwrapped
+    if callable(getattr(base, "physics", None)):
+        own: Physics = base.physics(env.params)
+        return own
+    from envs.physics import physics_for  # simulators are imported only when asked for
+
+    known: Physics = physics_for(env.env)
+    return known
+
+
+def list_envs() -> list[str]:
+    """Ids of the platform's environments, then every other id that Gymnasium knows, newest versions only."""
+    newest: dict[str, gym.envs.registration.EnvSpec] = {}
+    for spec in gym.registry.values():
+        key = f"{spec.namespace}/{spec.name}"
+        if key not in newest or (spec.version or 0) > (newest[key].version or 0):
+            newest[key] = spec
+    return [*OWN, *sorted(spec.id for spec in newest.values() if spec.id not in OWN)]
+
+
+def _make_raw(id: str, limit: int | None, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
+    head, colon, name = id.partition(":")
+    if not colon:
+        return _from_gymnasium(id, limit, kwargs)
+    loader = _SCHEMES.get(head)
+    env = _guarded(id, loader, name, **kwargs) if loader else _from_module(id, head, name, kwargs)
+    if limit is None and env is env.unwrapped:  # a bare class may name its own limit
+        limit = getattr(env, "max_episode_steps", None)
+    return env if limit is None else gym.wrappers.TimeLimit(env, limit)
+
+
+def _from_gymnasium(id: str, limit: int | None, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
+    if id not in gym.registry:
+        fix = "no environment of this name is registered; give a Gymnasium id, module:Class or dmc:domain-task."
+        raise UserError("env", id, fix, gym.registry)
+    return _guarded(id, gym.make, id, max_episode_steps=limit, disable_env_checker=True, **kwargs)
+
+
+def _from_module(id: str, module_name: str, name: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
+    module = _import(id, module_name)
+    kind = getattr(module, name, None)
+    if kind is None:
+        classes = [n for n, value in vars(module).items() if isinstance(value, type) and issubclass(value, gym.Env)]
+        fix = f"module {module_name} has no {name!r}; its environments: {', '.join(classes) or 'none'}."
+        raise UserError("env", id, fix, [f"{module_name}:{c}" for c in classes])
+    if not (isinstance(kind, type) and issubclass(kind, gym.Env)):
+        raise UserError("env", id, f"{name} is a {type(kind).__name__}, not a subclass of gymnasium.Env.")
+    return _guarded(id, kind, **kwargs)
+
+
+def _import(id: str, module_name: str) -> Any:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if module_name == missing or module_name.startswith(missing + "."):
+            fix = f"there is no module {missing!r} on the import path (sys.path); check the name and the directory."
+            raise UserError("env", id, fix, [f"{scheme}:" for scheme in _SCHEMES]) from error
+        raise UserError("env", id, f"module {module_name} needs {missing!r}, which is not installed.") from error
+    except Exception as error:  # a user's module may fail in any way; all of them are the user's to fix
+        fix = f"importing {module_name} failed: {type(error).__name__}: {error}"
+        raise UserError("env", id, fix) from error
+
+
+def _guarded(id: str, build: Loader, *args: Any, **kwargs: Any) -> gym.Env[Any, Any]:
+    try:
+        env = build(*args, **kwargs)
+    except UserError:
+        raise
+    except Exception as error:  # constructors are foreign code; whatever they raise is about this environment
+        raise UserError("env", id, f"it cannot be built: {type(error).__name__}: {error}") from error
+    if not isinstance(env, gym.Env):
+        raise UserError("env", id, f"building it gave a {type(env).__name__}, not a gymnasium.Env.")
+    return env
+
+
+def _load_dmc(name: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    """``cheetah-run``: a dm_control task through shimmy."""
+    try:
+        import shimmy
+    except ImportError as error:
+        fix = "dm_control is not installed; pip install 'mbrl-platform[dmc]'."
+        raise UserError("env", f"dmc:{name}", fix) from error
+    if not any(spec.namespace == "dm_control" for spec in gym.registry.values()):
+        gym.register_envs(shimmy)
+    id = f"dm_control/{name}-v0"
+    if id not in gym.registry:
+        names = [s.name for s in gym.registry.values() if s.namespace == "dm_control"]
+        raise UserError("env", f"dmc:{name}", "there is no such dm_control task.", [f"dmc:{n}" for n in names])
+    return gym.make(id, disable_env_checker=True, **kwargs)
+
+
+register_scheme("dmc", _load_dmc)
