@@ -26,7 +26,7 @@ help: ## show this list
 install: $(VENV)/.installed ## make .venv and install the platform in it (quick when nothing changed)
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "install: needs Python 3.11 or newer, '$(PYTHON)' is: $$($(PYTHON) --version 2>&1 || true)"; \
 	  echo "install: name another one: make install PYTHON=python3.12"; exit 2; }
 	@echo "== install: virtual environment in $(VENV)"

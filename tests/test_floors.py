@@ -116,6 +116,11 @@ def test_every_package_has_sources() -> None:
     assert {path.parts[0] for path in SOURCES} == set(FLOORS)
 
 
+def test_every_folder_is_a_regular_package() -> None:
+    """A folder without ``__init__.py`` would give way to any package of its name that is installed."""
+    assert not [str(path.parent) for path in SOURCES if not (ROOT / path.parent / "__init__.py").is_file()]
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=str)
 def test_file_keeps_the_rules(path: Path) -> None:
     found = violations((ROOT / path).read_text(encoding="utf-8"), path)
