@@ -16,6 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from envs.errors import UserError
+
 KnownFunction = Callable[..., Tensor]
 """``(obs [B, D], action [B, A], next_obs [B, D][, params [K]]) -> [B]``: picklable, batched torch, environment units.
 
@@ -138,6 +140,13 @@ class EnvSpec:
         if self.termination is None:
             raise ValueError(f"{self.id}: termination is not known; let the model learn it")
         return self._call(self.termination, obs, self.action.to_env(action), next_obs).bool()
+
+    def known_cost(self, name: str, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        """Constraint cost of that name, ``[B]``; ``action`` in platform units."""
+        if name not in self.costs:
+            known = ", ".join(self.costs) or "none"
+            raise UserError("cost", name, f"{self.id} knows these constraint costs: {known}", self.costs)
+        return self._call(self.costs[name], obs, self.action.to_env(action), next_obs)
 
     def _call(self, function: KnownFunction, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
         if takes_params(function):

@@ -233,7 +233,8 @@ def coloured_noise(shape: tuple[int, ...], beta: float, generator: Generator, de
     amplitude = frequency ** (-beta / 2)
     amplitude = amplitude / amplitude.square().mean().sqrt()
     gain = amplitude[: length // 2 + 1].view(-1, *[1] * (len(shape) - 1))
-    return torch.fft.irfft(torch.fft.rfft(white, dim=0) * gain, n=length, dim=0)
+    noise: Tensor = torch.fft.irfft(torch.fft.rfft(white, dim=0) * gain, n=length, dim=0)
+    return noise
 
 
 def draw_choices(belief: Belief, z: Tensor) -> Tensor:

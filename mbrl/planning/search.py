@@ -249,7 +249,7 @@ def draw_by_value(values: Tensor, noise: Generator) -> Tensor:
 
 def gumbel(normal: Tensor) -> Tensor:
     """Gumbel noise from standard normal noise, value by value; what is correlated in time stays so."""
-    uniform = torch.special.ndtr(normal).clamp(1e-7, 1 - 1e-7)
+    uniform: Tensor = torch.special.ndtr(normal).clamp(1e-7, 1 - 1e-7)
     return -(-uniform.log()).log()
 
 
