@@ -29,9 +29,8 @@ def knowledge_for(env: gym.Env[Any, Any]) -> Knowledge:
 
 
 def _table() -> dict[type, Callable[[Any], Knowledge]]:
-    table: dict[type, Callable[[Any], Knowledge]] = dict(classic_control.TABLE)
     try:
         from envs.knowledge import mujoco
     except gym.error.DependencyNotInstalled:
-        return table  # without MuJoCo there is no such environment to know anything of
-    return table | mujoco.TABLE
+        return classic_control.TABLE  # without MuJoCo there is no such environment to know anything of
+    return classic_control.TABLE | mujoco.TABLE

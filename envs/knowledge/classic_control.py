@@ -5,17 +5,16 @@ Their observations are float32 roundings of a float64 state, so every piece is e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from gymnasium.envs.classic_control import (
-    AcrobotEnv,
-    CartPoleEnv,
-    Continuous_MountainCarEnv,
-    MountainCarEnv,
-    PendulumEnv,
-)
+from gymnasium.envs.classic_control.acrobot import AcrobotEnv
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+from gymnasium.envs.classic_control.continuous_mountain_car import Continuous_MountainCarEnv
+from gymnasium.envs.classic_control.mountain_car import MountainCarEnv
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
 from torch import Tensor
 
 from envs.knowledge.base import Knowledge
@@ -129,7 +128,7 @@ def acrobot(env: AcrobotEnv) -> Knowledge:
     )
 
 
-TABLE = {
+TABLE: dict[type, Callable[[Any], Knowledge]] = {
     PendulumEnv: pendulum,
     CartPoleEnv: cartpole,
     MountainCarEnv: mountain_car,

@@ -13,6 +13,7 @@ one by one. Left out, because they are no exact functions of ``(obs, action, nex
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +118,7 @@ def hopper(env: HopperEnv) -> Knowledge:
     # The environment compares unclipped velocities with the healthy state range, the observation shows them clipped
     # at 10: a range wider than that (100 by default) is never seen to be left through a velocity. Exact otherwise.
     skipped = _skipped(env, 1)
-    start, end = 2 - skipped, env.observation_space.shape[0]
+    start, end = 2 - skipped, sum(_sizes(env).values())
     box = Inside(
         bounds=((1 - skipped, _range(env._healthy_z_range)), (2 - skipped, _range(env._healthy_angle_range))),
         every=((start, end), _range(env._healthy_state_range)),
@@ -218,7 +219,7 @@ def _range(limits: Any) -> Range:
     return float(limits[0]), float(limits[1])
 
 
-TABLE = {
+TABLE: dict[type, Callable[[Any], Knowledge]] = {
     InvertedPendulumEnv: inverted_pendulum,
     InvertedDoublePendulumEnv: inverted_double_pendulum,
     ReacherEnv: reacher,

@@ -45,7 +45,8 @@ class NegativeDistance:
         offset = next_obs[..., slice(*self.first)]
         if self.second is not None:
             offset = offset - next_obs[..., slice(*self.second)]
-        return -self.weight * offset.norm(dim=-1)
+        distance: Tensor = torch.linalg.vector_norm(offset, dim=-1)
+        return -self.weight * distance
 
 
 @dataclass(frozen=True)

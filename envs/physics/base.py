@@ -30,4 +30,4 @@ class Physics(Protocol):
         """True termination ``[...]``, bool."""
 
     def state_from_obs(self, obs: Tensor) -> Tensor:
-        """The state ``[B, S]`` that shows this observation; raises ``ValueError`` where it is not determined."""
+        """The state ``[B, S]`` that shows this observation; raises ``UserError`` where it is not determined."""
