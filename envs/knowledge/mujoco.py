@@ -7,8 +7,8 @@ one by one. Left out, because they are no exact functions of ``(obs, action, nex
   (the mean velocity over the frame skip is not the velocity at its end); with the position included they are exact;
 * forward rewards of Ant and Humanoid: they read body positions, which MuJoCo last evaluated inside its final
   substep, not at the ``qpos`` that is observed;
-* everything in InvertedDoublePendulum, for the same reason: its tip is read from that earlier evaluation (about 1e-5
-  off), and its velocities are clipped at 10 in the observation.
+* everything in InvertedDoublePendulum, for the same reason: its tip is read from that earlier evaluation (the
+  reward is off by up to 2e-4), and its velocities are clipped at 10 in the observation.
 """
 
 from __future__ import annotations

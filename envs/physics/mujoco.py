@@ -6,8 +6,9 @@ Rollouts reproduce ``env.step`` to rounding; only the constraint solver's warm s
 
 What is read from ``qpos`` and ``qvel`` is exact. Positions of bodies and sites (Reacher's fingertip, the tip of
 InvertedDoublePendulum) are computed here at the state itself, whereas the environment shows where they were when
-MuJoCo last evaluated them, at the last Runge-Kutta stage before the state. That differs by about 1e-5, and by up to
-1e-3 in a step that hits a joint limit.
+MuJoCo last evaluated them: at the last Runge-Kutta stage, which is no function of the state. Measured on 6,000
+random transitions, rewards differ by 6e-7 in the median, 4e-4 at the 99th percentile and 5e-3 at most (Reacher, in a
+step that hits a joint limit), and by 4e-6, 6e-5 and 2e-4 (InvertedDoublePendulum); no termination differed.
 """
 
 from __future__ import annotations

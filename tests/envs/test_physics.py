@@ -251,7 +251,7 @@ def test_continuous_actions_out_of_bounds_act_as_in_the_environment() -> None:
     for id in ("Pendulum-v1", "HalfCheetah-v5"):
         env = gym.make(id).unwrapped
         env.reset(seed=0)
-        start, action = torch.as_tensor(sim_state(env))[None], np.full(env.action_space.shape, 7.0)
+        start, action = torch.as_tensor(sim_state(env))[None], np.full(env.action_space.shape or (), 7.0)
         obs, reward, _, _, _ = env.step(action)
         physics, wide = physics_for(env), torch.as_tensor(action)[None]
         states = physics.rollout(start, wide[None])
@@ -265,7 +265,7 @@ def test_undetermined_states_are_refused(id: str) -> None:
     physics = physics_for(env)
     assert not physics.can_start_from_obs
     with pytest.raises(UserError, match=r"not\s+determined"):
-        physics.state_from_obs(torch.zeros(1, env.observation_space.shape[0]))
+        physics.state_from_obs(torch.zeros(1, *(env.observation_space.shape or ())))
 
 
 @pytest.mark.parametrize("id", ["Ant-v5", "Humanoid-v5", "HumanoidStandup-v5", "Hopper-v4"])
