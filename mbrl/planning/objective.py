@@ -127,7 +127,7 @@ class UncertaintyTerm(ObjectiveTerm):
     def __call__(self, model: DynamicsModel, trajectory: Trajectory, actions: Tensor) -> Tensor:
         shape = trajectory.reward.shape
         states = trajectory.states[:-1].map(lambda x: x.flatten(0, 2))
-        knowing = require(model, HasDistribution)  # type: ignore[type-abstract]
+        knowing = require(model, HasDistribution)
         spread = knowing.uncertainty(states, _each_step(actions, shape), self.kind)
         return self.coef * _sum_alive(spread.view(shape), trajectory, self.discount)
 
