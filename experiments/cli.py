@@ -1,0 +1,137 @@
+"""The command line: ``mbrl train | resume | evaluate | list | check-env | bench | demo``.
+
+Nothing heavy is imported before it is known what to do: ``mbrl --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+KINDS = ("recipes", "envs", "models", "planners", "agents")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Usage(Exception):
+    """The command line itself is wrong; the text says how."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line and lets :func:`main` leave."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Usage(f"{self.prog}: {message}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code: 0, or 2 for bad input (one message on stderr, no traceback)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        _use_working_directory()
+        return _dispatch([a for a in arguments if a != "--debug"])
+    except Usage as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; `mbrl resume` continues from the last checkpoint", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not _is_user_error(error):
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _is_user_error(error: Exception) -> bool:
+    errors = sys.modules.get("envs.errors")
+    return errors is not None and isinstance(error, errors.UserError)
+
+
+def _use_working_directory() -> None:
+    """Modules in the working directory can be named, but never stand before ours: it is last on the path."""
+    here = os.getcwd()
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", here) or Path(entry or here).resolve() == ROOT]
+    for name in ("envs", "mbrl", "agents", "experiments"):
+        spec = importlib.util.find_spec(name)
+        places = [*(spec.submodule_search_locations or [spec.origin or ""])] if spec else []
+        if not places or Path(str(places[0])).resolve() != ROOT / name:
+            seen = places[0] if places else "nothing"
+            raise Usage(f"the package {name!r} is found at {seen}, which is not ours ({ROOT / name}); remove it")
+    if here not in sys.path:
+        sys.path.append(here)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    options, rest = make_parser().parse_known_args(arguments)
+    if rest and options.command not in ("train", "bench"):
+        raise Usage(f"mbrl {options.command}: unknown argument {rest[0]!r}; see `mbrl {options.command} --help`")
+    commands = importlib.import_module("experiments.commands")
+    return int(commands.COMMANDS[options.command](options, rest, arguments) or 0)
+
+
+def make_parser() -> Parser:
+    """Every subcommand and its options."""
+    parser = Parser(prog="mbrl", description="Model-based reinforcement learning: train, resume, evaluate, compare.")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    _add_train(commands)
+    _add_resume_and_evaluate(commands)
+    _add_others(commands)
+    return parser
+
+
+def _add_train(commands: argparse._SubParsersAction[Parser]) -> None:
+    about = (
+        "train a recipe (a name, see `mbrl list recipes`, or a YAML file); any key can be set: --agent.init_args.x=1"
+    )
+    train = commands.add_parser("train", help="train a recipe", description=about, allow_abbrev=False)
+    train.add_argument("recipe", metavar="RECIPE")
+    train.add_argument("--env", metavar="ID|module:Class", help="a Gymnasium id, your own class, or dmc:domain-task")
+    train.add_argument("--seed", help="seed of the run")
+    train.add_argument("--steps", help="env steps")
+    train.add_argument("--num-envs", help="environments side by side")
+    train.add_argument("--out", metavar="DIR", help="run directory (default: runs/RECIPE-ENV-sSEED-n)")
+    _add_trust(train)
+    train.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+
+
+def _add_resume_and_evaluate(commands: argparse._SubParsersAction[Parser]) -> None:
+    resume = commands.add_parser("resume", help="continue a run exactly where it was", allow_abbrev=False)
+    evaluate = commands.add_parser("evaluate", help="evaluate the agent of a run", allow_abbrev=False)
+    for command in (resume, evaluate):
+        command.add_argument("run", metavar="RUN", help="run directory")
+        _add_trust(command)
+    resume.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+    evaluate.add_argument("--episodes", metavar="N", help="episodes (default: as configured)")
+    evaluate.add_argument("--best", action="store_true", help="the best weights instead of the last")
+    evaluate.add_argument("--video", action="store_true", help="record an episode")
+
+
+def _add_others(commands: argparse._SubParsersAction[Parser]) -> None:
+    listing = commands.add_parser("list", help="what there is", allow_abbrev=False)
+    listing.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+    check = commands.add_parser("check-env", help="check an environment and say what to change", allow_abbrev=False)
+    check.add_argument("env", metavar="ID|module:Class")
+    bench = commands.add_parser("bench", help="measure speed against plain references", allow_abbrev=False)
+    bench.add_argument("names", nargs="+", metavar="NAME")
+    demo = commands.add_parser("demo", help="learn Pendulum-v1 in a minute or two", allow_abbrev=False)
+    demo.add_argument("--out", metavar="DIR", help="run directory")
+
+
+def _add_trust(command: Parser) -> None:
+    fix = "a package outside this project that the run may import; repeatable"
+    command.add_argument("--trust", metavar="PKG", action="append", default=[], help=fix)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""What each subcommand does. Every function takes the parsed options, the rest, and the command as typed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from envs.errors import UserError
+
+
+def train(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
+    """Resolve, build, make the run directory, train."""
+    from experiments.config import resolve
+    from experiments.session import Session
+
+    overrides = [*flags(options), *dotted(rest)]
+    resolved = resolve(options.recipe, overrides, options.env, trust=typed_modules(options, overrides))
+    for source in resolved.sources[1:]:
+        print(f"settings for this environment: {source}", file=sys.stderr)
+    session = Session(resolved)
+    try:
+        run = session.create(options.out, ["mbrl", *command])
+        print(f"run directory: {run.path}", file=sys.stderr)
+        finish(session, run, options.quiet)
+    finally:
+        session.close()
+
+
+def finish(session: Any, run: Any, quiet: bool) -> None:
+    """Run the loop to its end and say how it went."""
+    with session.loop(run, quiet) as loop:
+        if loop.finished:
+            print(f"{run.path} is complete: {loop.clock.env_steps:,} env steps", file=sys.stderr)
+            return
+        result = loop.run()
+        if session.config.video:
+            record_video(session, run, loop.clock.env_steps)
+    print(summary(result))
+    print(f"next: mbrl evaluate {shlex.quote(str(run.path))} --video", file=sys.stderr)
+
+
+def summary(result: dict[str, Any]) -> str:
+    """An evaluation in one line."""
+    mean, std, count = result["return_mean"], result["return_std"], len(result["returns"])
+    return f"return {mean:.2f} ± {std:.2f} over {count} episodes, {result['act_ms']:.2f} ms a decision"
+
+
+def flags(options: argparse.Namespace) -> list[tuple[str, Any]]:
+    """The short flags as dotted overrides."""
+    from experiments.tree import parse_value
+
+    given = {"seed": options.seed, "steps": options.steps, "num_envs": options.num_envs}
+    return [(key, parse_value(f"--{key}", text)) for key, text in given.items() if text is not None]
+
+
+def dotted(rest: Sequence[str]) -> list[tuple[str, Any]]:
+    """``--a.b=value`` or ``--a.b value`` pairs, values read as YAML."""
+    from experiments.tree import parse_value
+
+    pairs, words = [], [*rest]
+    while words:
+        word = words.pop(0)
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not key:
+            raise UserError("command line", word, "overrides are written --agent.init_args.x=VALUE")
+        if not equals:
+            if not words:
+                raise UserError(f"--{key}", "missing", "give a value: --" + key + "=VALUE")
+            text = words.pop(0)
+        pairs.append((key, parse_value(f"--{key}", text)))
+    return pairs
+
+
+def typed_modules(options: argparse.Namespace, overrides: Sequence[tuple[str, Any]]) -> list[str]:
+    """Modules that the user named on this command line, which may therefore be imported."""
+    from experiments.names import module_of, typed_in
+
+    env = module_of(options.env) if options.env else None
+    return [*options.trust, *([env] if env else []), *typed_in(overrides)]
+
+
+def resume(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
+    """Continue a run from its newest checkpoint."""
+    session, run = open_run(options, command)
+    try:
+        finish(session, run, options.quiet)
+    finally:
+        session.close()
+
+
+def open_run(
+    options: argparse.Namespace, command: Sequence[str], overrides: Sequence[tuple[str, Any]] = ()
+) -> tuple[Any, Any]:
+    """The run's parts, once every module that its configuration names is trusted."""
+    from experiments.names import outside_modules
+    from experiments.run import RunDirectory
+    from experiments.session import reopen
+    from experiments.tree import read_yaml
+
+    run = RunDirectory.open(Path(options.run))
+    missing = [name for name in outside_modules(read_yaml(run.config)) if name not in options.trust]
+    if missing:
+        full = shlex.join(["mbrl", *command, *(word for name in missing for word in ("--trust", name))])
+        raise UserError("--trust", missing, f"this run uses code outside the project; if you trust it: {full}")
+    return reopen(run, options.trust, overrides), run
+
+
+def evaluate(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
+    """Evaluate the newest (or best) weights; nothing in the run changes, except for a video."""
+    from experiments.session import evaluate_run
+    from experiments.tree import parse_value
+
+    episodes = options.episodes
+    overrides = [("evaluation.episodes", parse_value("--episodes", episodes))] if episodes is not None else []
+    session, run = open_run(options, command, overrides)
+    try:
+        env_steps, result = evaluate_run(session, run, best=options.best)
+        print(f"{env_steps:,} env steps: {summary(result)}")
+        if options.video:
+            record_video(session, run, env_steps)
+    finally:
+        session.close()
+
+
+def record_video(session: Any, run: Any, env_steps: int) -> None:
+    """Record an episode, or say in one line why there is none."""
+    from experiments.video import record
+
+    path, problem = record(session.agent, session.config, run.videos / f"step-{env_steps:012d}.mp4")
+    print(f"video: {path}" if path else f"no video: {problem}", file=sys.stderr)
+
+
+def list_kind(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
+    """Names, one a line."""
+    from experiments.listing import lines
+
+    for line in lines(options.kind):
+        print(line)
+
+
+def check_env(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> int:
+    """Run every check and print what to change; 1 when a check fails."""
+    from envs.check import check_env as check
+
+    report = check(options.env)
+    for line in report.lines():
+        print(line)
+    return 0 if report.ok else 1
+
+
+def bench(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
+    """Run benchmarks; what follows the names goes to each of them."""
+    from experiments import benchmarks
+
+    known = sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if not m.name.startswith("_"))
+    for name in options.names:
+        if name not in known:
+            raise UserError("bench", name, f"there is no such benchmark; there are: {', '.join(known)}", known)
+    for name in options.names:
+        importlib.import_module(f"experiments.benchmarks.{name}").main([*rest])
+
+
+def demo(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
+    """PETS on Pendulum-v1, live, then its learning curve."""
+    from experiments.demo import run_demo
+
+    run_demo(options.out)
+
+
+COMMANDS = {
+    "train": train,
+    "resume": resume,
+    "evaluate": evaluate,
+    "list": list_kind,
+    "check-env": check_env,
+    "bench": bench,
+    "demo": demo,
+}

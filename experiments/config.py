@@ -1,0 +1,261 @@
+"""What a run is: the schema of recipes, and how a recipe, an overlay and the command line become one configuration."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agents.base import Agent
+from envs.boundary import BoundaryEnv
+from envs.errors import UserError
+from envs.registry import make_env
+from envs.spec import EnvSpec
+from experiments.diagnose import first_problem, innermost
+from experiments.names import check_names, expand_short_names
+from experiments.tree import merge, read_yaml, set_path
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """The environment; see :func:`envs.registry.make_env`.
+
+    Args:
+        id: a Gymnasium id, ``module:Class``, or ``dmc:domain-task``.
+        params: physics parameters by name.
+        kwargs: constructor arguments.
+        action_repeat: environment steps a decision.
+        max_episode_steps: episode limit in environment steps; null keeps the task's own.
+        asynchronous: one worker process an environment; the data is the same.
+    """
+
+    id: str
+    params: dict[str, float] = field(default_factory=dict)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    action_repeat: int = 1
+    max_episode_steps: int | None = None
+    asynchronous: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation on environments of its own.
+
+    Args:
+        every: env steps between evaluations; 0 evaluates at the end only.
+        episodes: episodes each time.
+        seed: episode ``i`` begins with reset seed ``seed + i``, whatever the run's seed is.
+        num_envs: environments played side by side.
+    """
+
+    every: int = 0
+    episodes: int = 20
+    seed: int = 10_000
+    num_envs: int = 20
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints.
+
+    Args:
+        every: env steps between checkpoints; 0 keeps only the first and the last.
+        keep: how many are kept.
+    """
+
+    every: int = 1000
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run. The agent's part of the schema is the signatures of the classes it names.
+
+    Args:
+        agent: class_path and init_args of an agent.
+        env: the environment.
+        steps: env steps of training; with 0 the agent is evaluated as it is.
+        seed: where every random number of the run comes from.
+        num_envs: environments that data is collected in, side by side.
+        evaluation: how often and on what the agent is evaluated.
+        checkpoint: how often the run can be continued from.
+        video: record an episode at the end.
+        threads: torch threads of this process; one gives the same numbers on every machine of a kind.
+    """
+
+    agent: Callable[[EnvSpec], Agent]
+    env: EnvConfig
+    steps: int
+    seed: int = 0
+    num_envs: int = 1
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    video: bool = False
+    threads: int = 1
+
+
+LEAST: Mapping[str, int] = {
+    "steps": 0,
+    "seed": 0,
+    "num_envs": 1,
+    "threads": 1,
+    "env.action_repeat": 1,
+    "evaluation.every": 0,
+    "evaluation.episodes": 1,
+    "evaluation.seed": 0,
+    "evaluation.num_envs": 1,
+    "checkpoint.every": 0,
+    "checkpoint.keep": 1,
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration with everything filled in.
+
+    ``text`` is its YAML, which :func:`resolve` reads back to the same; ``sources`` are the files it came from.
+    """
+
+    config: RunConfig
+    text: str
+    name: str
+    sources: tuple[Path, ...]
+
+
+def resolve(
+    recipe: str,
+    overrides: Sequence[tuple[str, Any]] = (),
+    env: str | None = None,
+    trust: Sequence[str] = (),
+) -> Resolved:
+    """The configuration of ``recipe`` (a name or a path) for environment ``env``, with dotted ``overrides``.
+
+    ``trust`` names modules that the user typed; modules that only a file names are never imported.
+
+    Raises:
+        UserError: a bad key, value, name, or a name that is not trusted.
+    """
+    path = find_recipe(recipe)
+    tree = read_yaml(path)
+    sources = [path]
+    env = env if env is not None else _env_id(tree)
+    if env is not None:
+        set_path(tree, "env.id", env)
+        overlay = overlay_of(path, env)
+        if overlay.is_file():
+            tree = merge(tree, read_yaml(overlay))
+            sources.append(overlay)
+    for key, value in overrides:
+        set_path(tree, key, value)
+    return _resolve_tree(tree, path.stem if path.stem != "config" else path.parent.name, tuple(sources), trust)
+
+
+def _resolve_tree(tree: dict[str, Any], name: str, sources: tuple[Path, ...], trust: Sequence[str]) -> Resolved:
+    if _env_id(tree) is None:
+        raise UserError("env.id", "missing", "say where to act: --env ID or --env module:Class")
+    tree = expand_short_names(tree)
+    check_names(tree, trust)
+    parser = make_parser()
+    parsed = _parse(parser, tree)
+    _check_ranges(tree | _plain(parsed))
+    text = parser.dump(parsed, skip_unset=False)
+    try:
+        values = parser.instantiate(parsed)
+    except UserError:
+        raise
+    except Exception as error:  # constructors of parts may raise anything on a value they do not like
+        raise UserError(str(sources[-1]), f"{type(error).__name__}: {error}", "a part refuses its arguments") from error
+    return Resolved(RunConfig(**vars(values)), text, name, sources)
+
+
+def _parse(parser: ArgumentParser, tree: dict[str, Any]) -> Any:
+    problem = first_problem("", RunConfig, {"init_args": tree}, "the configuration")
+    if problem is not None:
+        raise problem
+    try:
+        return parser.parse_object(tree)
+    except Exception as error:  # argparse and jsonargparse raise several kinds
+        field_name, message = innermost(error)
+        raise UserError(
+            field_name or "configuration", message, "see `mbrl list` and the classes' documentation"
+        ) from error
+
+
+def make_parser() -> ArgumentParser:
+    """The parser whose schema is :class:`RunConfig`."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, logger=logging.getLogger("jsonargparse.quiet"))
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def find_recipe(recipe: str) -> Path:
+    """A recipe's file: a path that exists, or a name in ``experiments/recipes``."""
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if path.is_file():
+            return path
+        raise UserError("RECIPE", recipe, "there is no such file", _yaml_files(path.parent))
+    named = RECIPES / f"{recipe}.yaml"
+    if named.is_file():
+        return named
+    raise UserError("RECIPE", recipe, "no recipe has this name; see `mbrl list recipes`", list_recipes())
+
+
+def list_recipes() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def _yaml_files(directory: Path) -> list[str]:
+    return [str(path) for path in directory.glob("*.y*ml")] if directory.is_dir() else []
+
+
+def overlay_of(recipe: Path, env: str) -> Path:
+    """Where settings of a recipe for one environment lie (they need not exist)."""
+    return recipe.with_suffix("") / f"{env.replace('/', '-').replace(':', '-')}.yaml"
+
+
+def make_one_env(env: EnvConfig, render_mode: str | None = None) -> Callable[[], BoundaryEnv]:
+    """A picklable maker of the configured environment."""
+    return functools.partial(
+        make_env,
+        env.id,
+        params=env.params or None,
+        render_mode=render_mode,
+        action_repeat=env.action_repeat,
+        max_episode_steps=env.max_episode_steps,
+        **env.kwargs,
+    )
+
+
+def _env_id(tree: Mapping[str, Any]) -> str | None:
+    env = tree.get("env")
+    if isinstance(env, str):
+        raise UserError("env", env, f"write it as a mapping: env: {{id: {env}}}")
+    value = env.get("id") if isinstance(env, Mapping) else None
+    if value is not None and not isinstance(value, str):
+        raise UserError("env.id", value, "give the environment's name as text")
+    return value
+
+
+def _plain(parsed: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = parsed.as_dict()
+    return plain
+
+
+def _check_ranges(values: Mapping[str, Any]) -> None:
+    for key, least in LEAST.items():
+        value: Any = values
+        for part in key.split("."):
+            value = value[part]
+        if value < least:
+            raise UserError(key, value, f"give a whole number of at least {least}")

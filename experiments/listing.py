@@ -1,0 +1,45 @@
+"""What there is to choose from."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+from experiments.config import RECIPES, list_recipes
+from experiments.names import short_names
+
+
+def lines(kind: str) -> list[str]:
+    """One line a thing: its name and what it is."""
+    if kind == "recipes":
+        return [f"{name:<24}{_first_comment(name)}".rstrip() for name in list_recipes()]
+    if kind == "envs":
+        from envs import list_envs
+
+        return list_envs()
+    return [f"{name:<28}{about}" for name, about in _classes(_base(kind)).items()]
+
+
+def _first_comment(recipe: str) -> str:
+    first = (RECIPES / f"{recipe}.yaml").read_text().splitlines()[0]
+    overlays = sorted(path.stem for path in (RECIPES / recipe).glob("*.yaml"))
+    about = first.removeprefix("#").strip() if first.startswith("#") else ""
+    return about + (f" (tuned for {', '.join(overlays)})" if overlays else "")
+
+
+def _base(kind: str) -> type:
+    place = {"agents": "agents.base.Agent", "models": "mbrl.models.base.DynamicsModel"}
+    module, _, name = place.get(kind, "mbrl.planning.base.Planner").rpartition(".")
+    base: type = getattr(importlib.import_module(module), name)
+    return base
+
+
+def _classes(base: type) -> dict[str, str]:
+    """Every concrete class of a kind, with the first line of its documentation."""
+    found = {}
+    for name, place in short_names().items():
+        module, _, attribute = place.rpartition(".")
+        cls = getattr(importlib.import_module(module), attribute)
+        if issubclass(cls, base) and not inspect.isabstract(cls):
+            found[name] = (inspect.getdoc(cls) or "").splitlines()[0] if inspect.getdoc(cls) else ""
+    return dict(sorted(found.items()))

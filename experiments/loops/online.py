@@ -1,0 +1,149 @@
+"""The online loop: act, learn, evaluate, and be ready to be killed at any moment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.base import ActorState, Agent
+from envs.pool import EnvPool, PoolStep
+from experiments.checkpoint import CheckpointStore, global_random_states, set_global_random_states
+from experiments.config import RunConfig
+from experiments.evaluation import Evaluator
+from experiments.reporting import Reporter
+from mbrl import seeding
+from mbrl.clock import Clock
+from mbrl.data.record import from_dict
+from mbrl.data.transitions import Transitions
+
+
+class OnlineLoop:
+    """Trains ``agent`` in ``pool`` for ``config.steps`` env steps; the first round that reaches them is the last.
+
+    The loop owns the clock, the actor states and the action noise. What it does between two checkpoints depends on
+    nothing but the first of them.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        agent: Agent,
+        pool: EnvPool,
+        evaluator: Evaluator,
+        checkpoints: CheckpointStore,
+        reporter: Reporter,
+    ) -> None:
+        self.config, self.agent, self.pool, self.evaluator = config, agent, pool, evaluator
+        self.checkpoints, self.reporter = checkpoints, reporter
+        self.clock = Clock()
+        self.generator = seeding.generator(config.seed, "act", device=agent.device)
+        self.actor_state: ActorState = agent.initial_actor_state(config.num_envs)
+        self.returns = np.zeros(config.num_envs)
+        self.best = -np.inf
+        self.finished = False
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; the final evaluation's values."""
+        if self.clock.env_steps == 0:
+            self.pool.reset()
+            self.save()
+        while self.clock.env_steps < self.config.steps:
+            self.advance()
+            if self.clock.env_steps < self.config.steps:
+                if self.clock.due(self.config.evaluation.every):
+                    self.evaluate()
+                if self.clock.due(self.config.checkpoint.every):
+                    self.save()
+        result = self.evaluate()
+        self.finished = True
+        self.save()
+        return result
+
+    def advance(self) -> None:
+        """One decision in every slot, and what is learned from it."""
+        transitions = self.interact()
+        self.agent.observe(transitions)
+        self.clock.tick(self.config.num_envs)
+        self.report_episodes(transitions)
+        for event, values in self.agent.update(self.clock).items():
+            self.reporter.record(event, self.clock, values)
+        self.pool.reset_ended()
+        self.reporter.progress(self.clock)
+
+    def interact(self) -> Transitions:
+        device = self.agent.device
+        obs, is_first = torch.from_numpy(self.pool.obs).to(device), torch.from_numpy(self.pool.is_first).to(device)
+        sim_state = self.pool.sim_states() if self.agent.wants_sim_state else None
+        sim = None if sim_state is None else torch.from_numpy(sim_state).to(device)
+        action, self.actor_state, extra = self.agent.act(
+            obs, self.actor_state, is_first, "explore", self.generator, sim_state=sim
+        )
+        step = self.pool.step(action.cpu().numpy())
+        return to_transitions(step, action, extra, version=self.clock.updates)
+
+    def report_episodes(self, transitions: Transitions) -> None:
+        self.returns += transitions.reward.double().cpu().numpy()
+        for slot in (transitions.terminated | transitions.truncated).nonzero()[:, 0].tolist():
+            self.clock.episodes += 1
+            values = {"return": float(self.returns[slot]), "length": int(transitions.step[slot]) + 1}
+            self.reporter.record("episode", self.clock, values | {"episode": int(transitions.episode[slot])})
+            self.returns[slot] = 0.0
+
+    def evaluate(self) -> dict[str, Any]:
+        values = self.evaluator.evaluate(
+            self.agent, seeding.generator(self.config.seed, "evaluate", self.clock.env_steps)
+        )
+        self.reporter.record("evaluation", self.clock, values)
+        if values["return_mean"] > self.best:
+            self.best = values["return_mean"]
+            self.checkpoints.save_best({"agent": self.agent.state_dict(), "clock": self.clock.state_dict()})
+        return values
+
+    def save(self) -> None:
+        """Write a checkpoint: everything that the rest of the run depends on."""
+        self.checkpoints.save(self.clock.env_steps, self.state_dict(), self.agent.buffers)
+        self.reporter.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "clock": self.clock.state_dict(),
+            "agent": self.agent.state_dict(),
+            "actor_state": self.actor_state.to_dict(),
+            "pool": self.pool.state_dict(),
+            "returns": torch.from_numpy(self.returns.copy()),
+            "generator": self.generator.get_state(),
+            "global": global_random_states(),
+            "best": float(self.best),
+            "finished": self.finished,
+            **self.reporter.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.clock.load_state_dict(state["clock"])
+        self.agent.load_state_dict(state["agent"])
+        self.checkpoints.restore_buffers(state, self.agent.buffers)
+        actor_state = from_dict(state["actor_state"]).to(self.agent.device)
+        assert isinstance(actor_state, ActorState)
+        self.actor_state = actor_state
+        self.pool.load_state_dict(state["pool"])
+        self.returns = state["returns"].numpy().copy()
+        self.generator.set_state(state["generator"])
+        self.best, self.finished = state["best"], state["finished"]
+        set_global_random_states(state["global"])
+
+
+def to_transitions(step: PoolStep, action: torch.Tensor, extra: dict[str, torch.Tensor], version: int) -> Transitions:
+    """What the pool saw, as the record that agents learn from: one row a slot."""
+    columns = {
+        name: torch.from_numpy(getattr(step, name))
+        for name in ("obs", "reward", "next_obs", "terminated", "truncated", "episode", "step")
+    }
+    return Transitions(
+        **columns,
+        action=action.cpu(),
+        policy_version=torch.full((len(action),), version),
+        sim_state=None if step.sim_state is None else torch.from_numpy(step.sim_state),
+        extra={name: column.cpu() for name, column in extra.items()},
+    )

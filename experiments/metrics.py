@@ -1,0 +1,106 @@
+"""``metrics.jsonl``: one flat JSON record a line, the truth about a run that figures and tables are made from."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from envs.errors import UserError
+from experiments.storage import disk_errors, sync
+from mbrl.clock import Clock
+
+TIMING_SUFFIXES = ("_seconds", "_ms", "_per_second", "_bytes")
+
+
+def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record without its timing and memory fields, which differ from run to run; the rest is reproducible."""
+    return {name: v for name, v in record.items() if name != "seconds" and not name.endswith(TIMING_SUFFIXES)}
+
+
+def make_record(event: str, clock: Clock, seconds: float, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat record; non-finite numbers become null and their fields are named in ``nonfinite``."""
+    record: dict[str, Any] = {"event": event, "env_steps": clock.env_steps, "updates": clock.updates}
+    record["seconds"] = round(seconds, 3)
+    plain = {name: _plain(value) for name, value in values.items()}
+    bad = sorted(name for name, value in plain.items() if not _finite(value))
+    record |= {name: _finite_or_null(value) for name, value in plain.items()}
+    return record | ({"nonfinite": bad} if bad else {})
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``; raises ``UserError`` where a line is damaged."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{path}:{number}", line[:40], "this line is not a JSON record") from error
+    except OSError as error:
+        raise UserError(str(path), error.strerror, "give a run directory written by `mbrl train`") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value.item() if hasattr(value, "item") else value
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_finite(part) for part in value)
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _finite_or_null(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite_or_null(part) for part in value]
+    return value if _finite(value) else None
+
+
+class MetricsLog:
+    """Appends records; the file is locked, so that a run is never written by two processes at once.
+
+    Args:
+        path: the file, made when it is missing.
+        offset: length in bytes to cut the file back to (what a checkpoint remembers).
+    """
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self.path = path
+        with disk_errors(path):
+            self._file = path.open("ab")
+            self._lock()
+            self._file.truncate(offset)
+            self._file.seek(0, 2)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise UserError(
+                str(self.path.parent), "in use", "another process is running this run; stop it first"
+            ) from error
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        with disk_errors(self.path):
+            self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+
+    def offset(self) -> int:
+        """Bytes written, all of them safely on disk."""
+        with disk_errors(self.path):
+            sync(self._file)
+            return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()

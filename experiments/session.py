@@ -1,0 +1,122 @@
+"""Putting a run together: from a resolved configuration, or from a run directory, to a loop that is ready to go."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.base import Agent
+from envs.errors import UserError
+from envs.pool import EnvPool
+from envs.spec import EnvSpec
+from experiments.checkpoint import CheckpointStore
+from experiments.config import Resolved, RunConfig, make_one_env, resolve
+from experiments.evaluation import Evaluator
+from experiments.loops.online import OnlineLoop
+from experiments.reporting import Reporter
+from experiments.run import RunDirectory, free_path
+from mbrl import seeding
+from mbrl.seeding import derive_seed
+
+
+def seed_everything(seed: int) -> None:
+    """Start the global random states, which library code draws from, at the run's seed."""
+    random.seed(derive_seed(seed, "python"))
+    np.random.seed(derive_seed(seed, "numpy"))
+    torch.manual_seed(derive_seed(seed, "torch"))
+
+
+def build_agent(config: RunConfig, spec: EnvSpec) -> Agent:
+    """The configured agent with freshly initialised networks. Raises ``UserError`` when it refuses its arguments."""
+    torch.manual_seed(derive_seed(config.seed, "init"))
+    try:
+        agent = config.agent(spec)
+    except UserError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ImportError, AttributeError) as error:
+        fix = "the agent cannot be built for this environment; --debug shows where"
+        raise UserError("agent", f"{type(error).__name__}: {error}", fix) from error
+    agent.seed(config.seed)
+    return agent
+
+
+def build_pool(config: RunConfig) -> EnvPool:
+    """The training environments; every episode's reset seed comes from (run seed, slot, episode)."""
+    return EnvPool(
+        make_one_env(config.env),
+        config.num_envs,
+        lambda slot, episode: derive_seed(config.seed, "env", slot, episode),
+        asynchronous=config.env.asynchronous,
+    )
+
+
+class Session:
+    """One process's part of a run: environments, agent and evaluator are built; nothing is on disk yet."""
+
+    def __init__(self, resolved: Resolved) -> None:
+        self.resolved = resolved
+        self.config = resolved.config
+        torch.set_num_threads(self.config.threads)
+        self.pool = build_pool(self.config)
+        self.evaluator = Evaluator(self.config)
+        self.agent = build_agent(self.config, self.pool.spec)
+        seed_everything(self.config.seed)
+
+    def create(self, out: str | None, command: Sequence[str]) -> RunDirectory:
+        """The run directory: made only now that everything could be built."""
+        name = f"{self.resolved.name}-{self.config.env.id}-s{self.config.seed}".replace("/", "-").replace(":", "-")
+        origin = {"command": list(command), "sources": [str(path) for path in self.resolved.sources]}
+        return RunDirectory.create(free_path(out, name), self.resolved.text, origin)
+
+    @contextmanager
+    def loop(self, run: RunDirectory, quiet: bool = False) -> Iterator[OnlineLoop]:
+        """The loop, at the run's newest checkpoint when it has one."""
+        checkpoints = CheckpointStore(run.checkpoints, self.config.checkpoint.keep)
+        state = checkpoints.load_latest()
+        reporter = Reporter(run, self.config.steps, state, quiet)
+        try:
+            loop = OnlineLoop(self.config, self.agent, self.pool, self.evaluator, checkpoints, reporter)
+            if state is not None:
+                with foreign_state(run.path):
+                    loop.load_state_dict(state)
+            yield loop
+        finally:
+            reporter.close()
+
+    def close(self) -> None:
+        self.pool.close()
+        self.evaluator.close()
+
+
+@contextmanager
+def foreign_state(where: Path) -> Iterator[None]:
+    """Loading a checkpoint's state: what goes wrong means that it belongs to another agent or version."""
+    try:
+        yield
+    except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        fix = "the checkpoint does not fit this configuration or this version of the code"
+        raise UserError(str(where), f"{type(error).__name__}: {error}", fix) from error
+
+
+def reopen(run: RunDirectory, trust: Sequence[str], overrides: Sequence[tuple[str, Any]] = ()) -> Session:
+    """An existing run, built again from its own configuration."""
+    return Session(resolve(str(run.config), overrides, trust=trust))
+
+
+def evaluate_run(session: Session, run: RunDirectory, best: bool = False) -> tuple[int, dict[str, Any]]:
+    """Env steps that the newest (or best) weights had seen, and their evaluation. Leaves them in ``session.agent``."""
+    checkpoints = CheckpointStore(run.checkpoints)
+    state = checkpoints.load_best() if best else checkpoints.load_latest()
+    if state is None:
+        raise UserError("RUN", str(run.path), "this run has no checkpoint yet")
+    with foreign_state(run.path):
+        session.agent.load_state_dict(state["agent"])
+        env_steps = int(state["clock"]["env_steps"])
+    generator = seeding.generator(session.config.seed, "evaluate", env_steps)
+    return env_steps, session.evaluator.evaluate(session.agent, generator)

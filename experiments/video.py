@@ -1,0 +1,55 @@
+"""An episode as a film, where the machine can draw."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.base import Agent
+from envs.boundary import BoundaryEnv
+from experiments.config import RunConfig, make_one_env
+from mbrl import seeding
+
+
+def record(agent: Agent, config: RunConfig, path: Path) -> tuple[Path | None, str]:
+    """The first evaluation episode as ``path`` (mp4); or None and why there is none."""
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    try:
+        env = make_one_env(config.env, render_mode="rgb_array")()
+        try:
+            frames, rate = _play(agent, env, config)
+        finally:
+            env.close()  # type: ignore[no-untyped-call]
+        return _write(path, frames, rate), ""
+    except Exception as error:  # graphics fail in as many ways as there are drivers; a run must not
+        return None, f"this machine cannot draw it ({type(error).__name__}: {str(error).splitlines()[0]})"
+
+
+def _play(agent: Agent, env: BoundaryEnv, config: RunConfig) -> tuple[list[Any], float]:
+    generator = seeding.generator(config.seed, "video", device=agent.device)
+    actor_state, is_first, over = agent.initial_actor_state(1), True, False
+    obs, _ = env.reset(seed=config.evaluation.seed)
+    frames: list[Any] = [env.render()]
+    while not over:
+        batch = torch.as_tensor(np.asarray(obs, dtype=np.float32), device=agent.device)[None]
+        state = env.sim_state() if agent.wants_sim_state else None
+        sim_state = None if state is None else torch.as_tensor(state, device=agent.device)[None]
+        first = torch.tensor([is_first], device=agent.device)
+        action, actor_state, _ = agent.act(batch, actor_state, first, "evaluate", generator, sim_state=sim_state)
+        row = action[0].cpu().numpy()
+        obs, _, terminated, truncated, _ = env.step(int(row.argmax()) if env.env_spec.action.discrete else row)
+        frames.append(env.render())
+        is_first, over = False, terminated or truncated
+    return frames, 1.0 / env.env_spec.dt if env.env_spec.dt else 30.0
+
+
+def _write(path: Path, frames: list[Any], rate: float) -> Path:
+    import imageio.v2 as imageio
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    imageio.mimsave(path, [np.asarray(frame) for frame in frames], fps=min(max(rate, 5.0), 100.0), macro_block_size=2)
+    return path

@@ -1,0 +1,106 @@
+"""A run is killed at random moments and continued; what it wrote equals an uninterrupted run's records."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import main
+from experiments.metrics import comparable, read_records
+
+ROOT = Path(__file__).resolve().parents[2]
+TOY = ["--agent.class_path=toy_agent.ToyAgent", "--evaluation.episodes=3", "--evaluation.every=300"]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copy(Path(__file__).with_name("toy_agent.py"), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def records(run: Path) -> list[dict[str, object]]:
+    return [comparable(record) for record in read_records(run / "metrics.jsonl")]
+
+
+def train(out: str, *more: str, steps: int = 900, checkpoint: int = 80) -> list[str]:
+    command = [
+        "train",
+        "random",
+        "--env",
+        "Pendulum-v1",
+        f"--steps={steps}",
+        "--num-envs=4",
+        "--seed=3",
+        f"--out={out}",
+    ]
+    return [*command, "--quiet", f"--checkpoint.every={checkpoint}", *TOY, *more]
+
+
+def start(command: list[str]) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.cli", *command], env=environment, stderr=subprocess.PIPE
+    )
+
+
+def wait_for_progress(process: subprocess.Popen[bytes], metrics: Path, seconds: float) -> None:
+    """Until the process has written a new record, then a random moment longer; or until it ended."""
+    before = metrics.stat().st_size if metrics.exists() else -1
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and metrics.stat().st_size not in (before, 0):
+            break
+        time.sleep(0.005)
+    time.sleep(seconds)
+
+
+def kill_and_resume(command: list[str], run: Path, kills: int, moments: random.Random, longest: float) -> int:
+    """Run to the end, killed ``kills`` times (as long as it still runs); how often it was killed."""
+    process, done = start(command), 0
+    while done < kills:
+        wait_for_progress(process, run / "metrics.jsonl", moments.uniform(0.0, longest))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        done += 1
+        process = start(["resume", str(run), "--trust", "toy_agent", "--quiet"])
+    _, error = process.communicate(timeout=100)
+    assert process.returncode == 0, error.decode()
+    return done
+
+
+def test_same_seed_twice_is_identical_and_another_seed_is_not(workplace: Path) -> None:
+    for out, seed in (("a", "5"), ("b", "5"), ("c", "6")):
+        assert main([*train(out), "--seed", seed]) == 0
+    assert records(workplace / "a") == records(workplace / "b")
+    assert records(workplace / "a") != records(workplace / "c")
+    events = {record["event"] for record in records(workplace / "a")}
+    assert events == {"episode", "evaluation", "update"}
+
+
+def test_killed_and_resumed_equals_uninterrupted(workplace: Path) -> None:
+    assert main(train("whole", steps=6000)) == 0
+    killed = kill_and_resume(train("killed", steps=6000), workplace / "killed", 2, random.Random(7), 0.3)
+    assert killed == 2
+    assert records(workplace / "killed") == records(workplace / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_pets_killed_ten_times_equals_uninterrupted(workplace: Path) -> None:
+    command = ["train", "pets", "--env", "Pendulum-v1", "--steps=600", "--num-envs=4", "--quiet"]
+    command += ["--checkpoint.every=40", "--evaluation.episodes=2", "--evaluation.every=200"]
+    assert main([*command, "--out=whole"]) == 0
+    killed = kill_and_resume([*command, "--out=killed"], workplace / "killed", 10, random.Random(11), 2.0)
+    assert killed == 10
+    assert records(workplace / "killed") == records(workplace / "whole")
