@@ -1,6 +1,7 @@
 """Environments: what they are, what is known of them, and the edge of the platform around them."""
 
 from envs.boundary import BoundaryEnv
+from envs.check import CheckReport, check_env
 from envs.errors import UserError
 from envs.pool import EnvPool, PoolStep
 from envs.registry import env_spec, list_envs, make_env, make_physics, register_own, register_scheme
@@ -10,10 +11,12 @@ register_own()
 
 __all__ = [
     "BoundaryEnv",
+    "CheckReport",
     "EnvPool",
     "EnvSpec",
     "PoolStep",
     "UserError",
+    "check_env",
     "env_spec",
     "list_envs",
     "make_env",

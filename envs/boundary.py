@@ -127,6 +127,18 @@ class BoundaryEnv(gym.Wrapper[Any, Any, Any, Any]):
             layer = layer.env
         return None if observation is None else self._checked_obs(observation)
 
+    def flatten(self, observation: Any) -> NDArray[Any]:
+        """The environment's own observation as ``[D]``; a non-finite one raises."""
+        return self._checked_obs(observation)
+
+    def to_native(self, action: Any) -> Any:
+        """A platform action as the environment receives it."""
+        return self._scale(action)
+
+    def name_of(self, index: int) -> str:
+        """A readable name of one entry of the flat observation."""
+        return self._flat.name_of(index)
+
     def _checked(self, params: Mapping[str, Any]) -> dict[str, float]:
         if params and self._variant is None:
             fix = "this environment has no known physics parameters; give its class `params` and `set_params(dict)`."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.spec import Angle
-from envs.torch_env import TorchEnv
+from envs.torch_env import FromObs, TorchEnv
 
 INF = float("inf")
 SUBSTEPS = 2
@@ -42,7 +42,7 @@ class CartPoleSwingUp(TorchEnv):
     state_size = 4
     obs_high: ClassVar[Mapping[str, float]] = {"x": INF, "x_dot": INF, "cos": 1.0, "sin": 1.0, "theta_dot": INF}
     angles = (Angle(cos=2, sin=3),)
-    state_from_obs: ClassVar[Callable[[Tensor], Tensor] | None] = staticmethod(_state_from_obs)
+    state_from_obs: ClassVar[FromObs | None] = staticmethod(_state_from_obs)
 
     @staticmethod
     def dynamics(state: Tensor, action: Tensor, params: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import gymnasium as gym
 from envs.boundary import BoundaryEnv
 from envs.errors import UserError
 from envs.physics.base import Physics
+from envs.rendering import gl_backend, working_gl
 from envs.spec import EnvSpec
 
 Loader = Callable[..., gym.Env[Any, Any]]
@@ -19,6 +21,11 @@ Loader = Callable[..., gym.Env[Any, Any]]
 OWN: Mapping[str, tuple[str, int]] = {
     "mbrl/CartPoleSwingUp-v0": ("envs.cartpole:CartPoleSwingUp", 150),
     "mbrl/CartPoleBalance-v0": ("envs.cartpole:CartPoleBalance", 200),
+    "mbrl/AcrobotContinuous-v0": ("envs.acrobot:AcrobotContinuous", 200),
+    "mbrl/DoubleIntegrator-v0": ("envs.linear:DoubleIntegrator", 100),
+    "mbrl/MassSpringDamper-v0": ("envs.linear:MassSpringDamper", 150),
+    "mbrl/PointGoal-v0": ("envs.navigation:PointGoal", 100),
+    "mbrl/VanDerPol-v0": ("envs.oscillator:VanDerPol", 100),
 }
 """The platform's own environments: Gymnasium id -> class, episode limit."""
 
@@ -90,9 +97,9 @@ def make_physics(id: str, params: Mapping[str, float] | None = None, **kwargs: A
             f"{id}: action_repeat", kwargs["action_repeat"], "the true dynamics exist without repeats only."
         )
     env = make_env(id, params=params, **kwargs)
-    base: Any = env.unwrapped
-    if callable(getattr(base, "physics", None)):
-        own: Physics = base.physics(env.params)
+    kind: Any = type(env.unwrapped)
+    if isinstance(inspect.getattr_static(kind, "physics", None), (classmethod, staticmethod)):
+        own: Physics = kind.physics(env.params)
         return own
     from envs.physics import physics_for  # simulators are imported only when asked for
 
@@ -168,18 +175,25 @@ def _guarded(id: str, build: Loader, *args: Any, **kwargs: Any) -> gym.Env[Any, 
 
 def _load_dmc(name: str, **kwargs: Any) -> gym.Env[Any, Any]:
     """``cheetah-run``: a dm_control task through shimmy."""
-    try:
-        import shimmy
-    except ImportError as error:
-        fix = "dm_control is not installed; pip install 'mbrl-platform[dmc]'."
-        raise UserError("env", f"dmc:{name}", fix) from error
     if not any(spec.namespace == "dm_control" for spec in gym.registry.values()):
-        gym.register_envs(shimmy)
+        _register_dmc(name)
     id = f"dm_control/{name}-v0"
     if id not in gym.registry:
         names = [s.name for s in gym.registry.values() if s.namespace == "dm_control"]
         raise UserError("env", f"dmc:{name}", "there is no such dm_control task.", [f"dmc:{n}" for n in names])
     return gym.make(id, disable_env_checker=True, **kwargs)
+
+
+def _register_dmc(name: str) -> None:
+    # dm_control chooses its GL backend for good when it is first imported, and prefers one that needs a display.
+    with gl_backend(working_gl() or "off"):
+        try:
+            import dm_control  # noqa: F401 (shimmy registers nothing, silently, without it)
+            import shimmy
+        except ImportError as error:
+            fix = "dm_control and shimmy are not both installed; pip install 'mbrl-platform[dmc]'."
+            raise UserError("env", f"dmc:{name}", fix) from error
+        gym.register_envs(shimmy)
 
 
 register_scheme("dmc", _load_dmc)

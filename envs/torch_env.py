@@ -11,8 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from envs.errors import UserError
 from envs.spec import Angle, QuadraticCost, takes_params
 from envs.variants import checked_params
+
+FromObs = Callable[[Tensor], Tensor]
+"""``obs [..., D] -> state [..., S]``."""
 
 
 class TorchEnv(gym.Env[Any, NDArray[np.float32]]):
@@ -37,7 +41,7 @@ class TorchEnv(gym.Env[Any, NDArray[np.float32]]):
     quadratic: ClassVar[QuadraticCost | None] = None
     reward_fn: ClassVar[Callable[..., Tensor]]
     """Static ``(obs, action, next_obs[, params]) -> [...]``."""
-    state_from_obs: ClassVar[Callable[[Tensor], Tensor] | None] = None
+    state_from_obs: ClassVar[FromObs | None] = None
     """Static ``[..., D] -> [..., S]`` where the observation determines the state."""
 
     def __init__(self, params: Mapping[str, float] | None = None, render_mode: str | None = None) -> None:
@@ -163,9 +167,10 @@ class TorchPhysics:
         return self._known(self.env_class.termination_fn, state, action, next_state)
 
     def state_from_obs(self, obs: Tensor) -> Tensor:
-        """``[..., D] -> [..., S]``; ``ValueError`` where the observation does not determine the state."""
+        """``[..., D] -> [..., S]``; :class:`UserError` where the observation does not determine the state."""
         if self.env_class.state_from_obs is None:
-            raise ValueError(f"{self.env_class.__name__}: the state does not follow from an observation")
+            fix = "its state does not follow from an observation; start from sim_state."
+            raise UserError("environment", self.env_class.__name__, fix)
         return self.env_class.state_from_obs(obs)
 
     def _known(self, function: Callable[..., Tensor], state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
