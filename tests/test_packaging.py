@@ -91,7 +91,6 @@ def test_wheel_metadata(wheel: Path) -> None:
     assert not any("file:" in line or "+cpu" in line for line in headers.get_all("Requires-Dist", []))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_wheel_works_in_a_fresh_environment(wheel: Path, tmp_path: Path) -> None:
     """Installed without the repository; the dependencies are borrowed from the environment that runs this test."""
