@@ -147,7 +147,9 @@ def list_kind(options: argparse.Namespace, rest: Sequence[str], command: Sequenc
 def check_env(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> int:
     """Run every check and print what to change; 1 when a check fails."""
     from envs.check import check_env as check
+    from envs.registry import env_spec
 
+    env_spec(options.env)  # what cannot even be built is bad input, not a finding
     report = check(options.env)
     for line in report.lines():
         print(line)

@@ -67,18 +67,17 @@ def _finite_or_null(value: Any) -> Any:
 
 
 class MetricsLog:
-    """Appends records; the file is locked, so that a run is never written by two processes at once.
+    """Appends records to ``path``; locked, so that a run is never written by two processes at once."""
 
-    Args:
-        path: the file, made when it is missing.
-        offset: length in bytes to cut the file back to (what a checkpoint remembers).
-    """
-
-    def __init__(self, path: Path, offset: int = 0) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         with disk_errors(path):
             self._file = path.open("ab")
-            self._lock()
+        self._lock()
+
+    def cut(self, offset: int) -> None:
+        """Forget what was written beyond ``offset`` bytes (what a checkpoint remembers)."""
+        with disk_errors(self.path):
             self._file.truncate(offset)
             self._file.seek(0, 2)
 

@@ -13,23 +13,28 @@ from mbrl.clock import Clock
 
 
 class Reporter:
-    """Writes every record everywhere.
+    """Writes every record everywhere. It holds the run's lock from the start and writes only after :meth:`begin`.
 
     Args:
         run: the run directory.
         steps: env steps of the whole run.
-        state: what :meth:`state_dict` gave at the checkpoint that the run continues from; None at its start.
         quiet: say nothing on the terminal.
     """
 
-    def __init__(
-        self, run: RunDirectory, steps: int, state: Mapping[str, Any] | None = None, quiet: bool = False
-    ) -> None:
-        self.log = MetricsLog(run.metrics, state["metrics_offset"] if state else 0)
+    def __init__(self, run: RunDirectory, steps: int, quiet: bool = False) -> None:
+        self.run, self._steps, self._quiet = run, steps, quiet
+        self.log = MetricsLog(run.metrics)
+        self._spent, self._began = 0.0, time.perf_counter()
+        self._board: TensorBoard | None = None
+        self._terminal = Terminal()
+
+    def begin(self, state: Mapping[str, Any] | None = None) -> None:
+        """Start a run, or continue one as it was at the checkpoint with this ``state``."""
+        offset, resumed_at = (state["metrics_offset"], state["clock"]["env_steps"]) if state else (0, None)
+        self.log.cut(offset)
         self._spent = float(state["seconds"]) if state else 0.0
-        self._began = time.perf_counter()
-        self._board = TensorBoard(run, state["clock"]["env_steps"] if state else None)
-        self._terminal: Terminal = Quiet() if quiet else make_terminal(steps, sys.stderr)
+        self._board = TensorBoard(self.run, resumed_at)
+        self._terminal = Terminal() if self._quiet else make_terminal(self._steps, sys.stderr)
 
     @property
     def seconds(self) -> float:
@@ -39,21 +44,24 @@ class Reporter:
     def record(self, event: str, clock: Clock, values: Mapping[str, Any]) -> None:
         record = make_record(event, clock, self.seconds, values)
         self.log.write(record)
-        self._board.write(record)
+        if self._board:
+            self._board.write(record)
         self._terminal.record(record)
 
     def progress(self, clock: Clock) -> None:
         self._terminal.progress(clock.env_steps)
 
     def flush(self) -> None:
-        self._board.flush()
+        if self._board:
+            self._board.flush()
 
     def state_dict(self) -> dict[str, Any]:
         return {"metrics_offset": self.log.offset(), "seconds": self.seconds}
 
     def close(self) -> None:
         self._terminal.close()
-        self._board.close()
+        if self._board:
+            self._board.close()
         self.log.close()
 
 
@@ -80,7 +88,7 @@ class TensorBoard:
 
 
 class Terminal:
-    """What a person who waits sees."""
+    """What a person who waits sees; this one shows nothing."""
 
     def record(self, record: Mapping[str, Any]) -> None:
         """See one record."""
@@ -90,10 +98,6 @@ class Terminal:
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-
-
-class Quiet(Terminal):
-    """Nothing."""
 
 
 def make_terminal(steps: int, stream: IO[str]) -> Terminal:

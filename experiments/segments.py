@@ -63,6 +63,7 @@ class BufferStore:
             where = torch.arange(start, stop, device=buffer.device) % buffer.capacity
             for name, values in _unpack(self._read_piece(segment, start, stop), self._columns()).items():
                 buffer.columns[name][where] = values.to(buffer.device)
+        buffer[buffer.ids[:1]]  # a schema whose columns are no transitions is refused here
 
     def _allocate(self, buffer: ReplayBuffer) -> None:
         for name, dtype, shape in self._columns():

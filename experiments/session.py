@@ -77,14 +77,16 @@ class Session:
     @contextmanager
     def loop(self, run: RunDirectory, quiet: bool = False) -> Iterator[OnlineLoop]:
         """The loop, at the run's newest checkpoint when it has one."""
-        checkpoints = CheckpointStore(run.checkpoints, self.config.checkpoint.keep)
-        state = checkpoints.load_latest()
-        reporter = Reporter(run, self.config.steps, state, quiet)
+        reporter = Reporter(run, self.config.steps, quiet)
         try:
+            checkpoints = CheckpointStore(run.checkpoints, self.config.checkpoint.keep)
             loop = OnlineLoop(self.config, self.agent, self.pool, self.evaluator, checkpoints, reporter)
-            if state is not None:
-                with foreign_state(run.path):
+            state = checkpoints.load_latest()
+            with foreign_state(run.path):
+                if state is not None:
                     loop.load_state_dict(state)
+            if not loop.finished:
+                reporter.begin(state)
             yield loop
         finally:
             reporter.close()

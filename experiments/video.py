@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from mbrl import seeding
 
 def record(agent: Agent, config: RunConfig, path: Path) -> tuple[Path | None, str]:
     """The first evaluation episode as ``path`` (mp4); or None and why there is none."""
-    os.environ.setdefault("MUJOCO_GL", "egl")
     try:
         env = make_one_env(config.env, render_mode="rgb_array")()
         try:

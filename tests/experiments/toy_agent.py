@@ -1,5 +1,6 @@
 """A small agent that exercises everything a checkpoint must hold: a network, an optimiser, a buffer that wraps and has
-weights, recurrent actor state, its own random stream, and the global ones."""
+weights, recurrent actor state, its own random stream, and the global ones.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,76 @@
+"""Environments that are wrong, each in one way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+
+class Good(gym.Env[Any, Any]):
+    observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    max_episode_steps = 10
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        return self.look(), {}
+
+    def step(self, action: Any) -> Any:
+        return self.look(), self.reward(), False, False, {}
+
+    def look(self) -> Any:
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32)
+
+    def reward(self) -> float:
+        return 1.0
+
+
+class NanReward(Good):
+    def reward(self) -> float:
+        return float("nan")
+
+
+class NanObservation(Good):
+    def look(self) -> Any:
+        return np.full(2, np.nan, np.float32)
+
+
+class MultiDiscrete(Good):
+    action_space = spaces.MultiDiscrete([2, 3])
+
+
+class Unbounded(Good):
+    action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+
+class Image(Good):
+    observation_space = spaces.Box(0, 255, (32, 32, 3), np.uint8)  # type: ignore[assignment]
+
+
+class Refuses(Good):
+    def __init__(self) -> None:
+        raise RuntimeError("no licence found")
+
+
+class WrongShape(Good):
+    def look(self) -> Any:
+        return np.zeros(5, np.float32)
+
+
+class Unrepeatable(Good):
+    """Its observations do not come from its seed."""
+
+    def look(self) -> Any:
+        return np.random.default_rng().uniform(-1, 1, 2).astype(np.float32)
+
+
+class InstanceReward(Good):
+    def reward_fn(self, obs: Any, action: Any, next_obs: Any) -> Any:
+        return obs.sum(-1)
+
+
+class NotAnEnv:
+    pass

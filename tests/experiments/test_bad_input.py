@@ -1,0 +1,366 @@
+"""Bad input of every kind: exit code 2, one message that names the fault, nothing left behind, no foreign code run."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from experiments.cli import main
+from experiments.metrics import MetricsLog
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
+CANARY = "from pathlib import Path\nPath(__file__).with_name('CANARY').touch()\n"
+TRAIN = ["train", "random", "--env=Pendulum-v1", "--steps=60", "--out=run", "--quiet"]
+BRIEF = ["--evaluation.episodes=1", "--checkpoint.every=20"]
+
+
+@dataclass
+class Case:
+    """``prepare`` may write files first; ``says`` must all be in the one message."""
+
+    argv: list[str]
+    says: tuple[str, ...]
+    prepare: Callable[[Path], Any] = lambda place: None
+    may_write: tuple[str, ...] = ()
+    """files that existed before, or a whole and resumable run, may have changed"""
+
+
+def recipe(text: str, name: str = "mine.yaml") -> Callable[[Path], Any]:
+    return lambda place: (place / name).write_text(text)
+
+
+def train(*more: str) -> list[str]:
+    return [*TRAIN, *more]
+
+
+def bad_env(name: str, *more: str) -> list[str]:
+    return ["train", "random", f"--env=bad_envs:{name}", "--steps=20", "--out=run", "--quiet", *BRIEF, *more]
+
+
+def config(
+    agent: str = "{class_path: RandomAgent}", env: str = "{id: Pendulum-v1}", more: str = ""
+) -> Callable[..., Any]:
+    return recipe(f"agent: {agent}\nenv: {env}\nsteps: 10\n{more}\n")
+
+
+MINE = ["train", "mine.yaml", "--out=run", "--quiet"]
+
+COMMAND_LINE = {
+    "no command": Case([], ("required", "COMMAND")),
+    "unknown command": Case(["trian"], ("trian", "train")),
+    "train without a recipe": Case(["train"], ("RECIPE",)),
+    "unknown recipe": Case(["train", "randm", "--env=Pendulum-v1"], ("randm", "Did you mean random")),
+    "recipe file is missing": Case(["train", "no/such.yaml"], ("no/such.yaml", "no such file")),
+    "no environment": Case(["train", "random"], ("env.id", "--env")),
+    "override without a value": Case(train("--agent.init_args.device"), ("agent.init_args.device", "value")),
+    "override that is no option": Case(train("seed=4"), ("seed=4", "--agent.init_args.x")),
+    "override with bad YAML": Case(train("--env.params={a: 1"), ("env.params", "{a: 1")),
+    "override inside a plain value": Case(train("--steps.more=4"), ("steps.more", "plain value")),
+    "unknown option of resume": Case(["resume", "run", "--fast"], ("--fast",)),
+    "unknown kind to list": Case(["list", "planets"], ("planets", "planners")),
+    "unknown benchmark": Case(["bench", "warp"], ("warp", "benchmark")),
+    "unknown environment to check": Case(["check-env", "Pendulm-v1"], ("Pendulm-v1", "Pendulum-v1")),
+}
+
+VALUES = {
+    "unknown key": Case(train("--stepz=5"), ("stepz", "steps")),
+    "unknown argument of the agent": Case(
+        train("--agent.init_args.devise=cpu"), ("agent.init_args.devise", "'device'")
+    ),
+    "unknown key of env": Case(train("--env.action_repeats=2"), ("env.action_repeats", "'action_repeat'")),
+    "unknown key of evaluation": Case(train("--evaluation.episode=2"), ("evaluation.episode", "'episodes'")),
+    "unknown key beside class_path": Case(train("--agent.args=2"), ("agent.args", "'init_args'")),
+    "text for steps": Case(train("--steps=many"), ("steps", "many", "whole number")),
+    "fraction for steps": Case(train("--steps=1.5"), ("steps", "1.5", "whole number")),
+    "truth value for seed": Case(train("--seed=true"), ("seed", "True", "whole number")),
+    "list for seed": Case(train("--seed=[1, 2]"), ("seed", "[1, 2]", "whole number")),
+    "number for the device": Case(train("--agent.init_args.device=3"), ("agent.init_args.device", "3")),
+    "unknown device": Case(train("--agent.init_args.device=gpu"), ("device", "gpu")),
+    "negative steps": Case(train("--steps=-1"), ("steps", "-1", "at least 0")),
+    "no environments": Case(train("--num-envs=0"), ("num_envs", "0", "at least 1")),
+    "no evaluation episodes": Case(train("--evaluation.episodes=0"), ("evaluation.episodes", "at least 1")),
+    "no threads": Case(train("--threads=0"), ("threads", "at least 1")),
+    "no checkpoint kept": Case(train("--checkpoint.keep=0"), ("checkpoint.keep", "at least 1")),
+    "text for a mapping": Case(train("--evaluation=often"), ("evaluation", "often", "mapping")),
+    "text for init_args": Case(train("--agent.init_args=fast"), ("agent.init_args", "fast", "mapping")),
+    "list for the agent": Case(train("--agent=[1]"), ("agent", "class_path")),
+}
+
+CLASSES = {
+    "short name unknown": Case(train("--agent.class_path=RandmAgent"), ("agent.class_path", "RandomAgent")),
+    "module unknown": Case(train("--agent.class_path=agents.rnd.RandomAgent"), ("agents.rnd",)),
+    "class unknown": Case(train("--agent.class_path=agents.random_agent.Random"), ("agents.random_agent.RandomAgent",)),
+    "class of the wrong kind": Case(train("--agent.class_path=torch.nn.Linear"), ("torch.nn.Linear", "no Agent")),
+    "abstract class": Case(train("--agent.class_path=agents.base.Agent"), ("agents.base.Agent", "abstract")),
+    "a function": Case(train("--agent.class_path=mbrl.seeding.derive_seed"), ("derive_seed", "classes only")),
+    "class_path is a number": Case(train("--agent.class_path=3"), ("agent", "class_path")),
+    "module typed but missing": Case(train("--agent.class_path=nowhere_at_all.Agent"), ("nowhere_at_all",)),
+}
+
+FILES = {
+    "recipe with bad YAML": Case(MINE, ("mine.yaml", "mapping values"), recipe("steps: 1\nseed: 2: 3\n")),
+    "recipe is a list": Case(MINE, ("mine.yaml", "list"), recipe("- 1\n")),
+    "recipe is empty": Case(MINE, ("mine.yaml", "mapping"), recipe("")),
+    "key given twice": Case(MINE, ("mine.yaml:", "twice", "steps"), config(more="steps: 20")),
+    "recipe is binary": Case(MINE, ("mine.yaml",), lambda place: (place / "mine.yaml").write_bytes(b"\xff\x81")),
+    "YAML tag that makes objects": Case(MINE, ("mine.yaml",), config(more="seed: !!python/object/apply:os.getpid []")),
+    "no agent": Case(MINE, ("agent", "missing"), recipe("env: {id: Pendulum-v1}\nsteps: 3\n")),
+    "foreign class": Case(
+        MINE, ("agent.class_path", "canary.Agent", "--trust canary"), config("{class_path: canary.Agent}")
+    ),
+    "foreign class as text": Case(MINE, ("agent", "canary.Agent"), config("canary.Agent")),
+    "foreign function inside a part": Case(
+        MINE, ("canary.f",), config("{class_path: RandomAgent, init_args: {device: canary.f}}")
+    ),
+    "function of the system": Case(MINE, ("os.system",), config("{class_path: os.system}")),
+    "function of torch": Case(MINE, ("torch.hub.load",), config("{class_path: torch.hub.load}")),
+    "foreign environment": Case(MINE, ("env.id", "canary", "--trust canary"), config(env="{id: 'canary:Env'}")),
+    "environment of the system": Case(MINE, ("env.id", "os"), config(env="{id: 'os:environ'}")),
+    "class among the environment's arguments": Case(
+        MINE, ("class_path",), config(env="{id: Pendulum-v1, kwargs: {g: {class_path: canary.G}}}")
+    ),
+    "foreign name among the environment's arguments": Case(
+        MINE, ("canary.G",), config(env="{id: Pendulum-v1, kwargs: {g: canary.G}}")
+    ),
+}
+
+ENVIRONMENTS = {
+    "unknown id": Case([*TRAIN, "--env=Pendulm-v1"], ("Pendulm-v1", "Pendulum-v1")),
+    "module missing": Case([*TRAIN, "--env=my_missing_env:Env"], ("my_missing_env",)),
+    "class missing": Case(bad_env("God"), ("God", "bad_envs:Good")),
+    "not an environment": Case(bad_env("NotAnEnv"), ("NotAnEnv", "gymnasium.Env")),
+    "constructor fails": Case(bad_env("Refuses"), ("Refuses", "no licence found")),
+    "MultiDiscrete actions": Case(bad_env("MultiDiscrete"), ("MultiDiscrete",)),
+    "unbounded actions": Case(bad_env("Unbounded"), ("Unbounded", "bound")),
+    "image observations": Case(bad_env("Image"), ("Image",)),
+    "reward function that is no static method": Case(bad_env("InstanceReward"), ("reward_fn", "staticmethod")),
+    "NaN reward": Case(bad_env("NanReward"), ("reward", "nan", "finite"), may_write=("run",)),
+    "NaN observation": Case(bad_env("NanObservation"), ("NanObservation", "nan", "finite"), may_write=("run",)),
+    "observation of another shape": Case(bad_env("WrongShape"), ("WrongShape", "shape"), may_write=("run",)),
+    "unknown physics parameter": Case([*TRAIN, "--env.params={wingspan: 2}"], ("wingspan",)),
+    "unknown constructor argument": Case([*TRAIN, "--env.kwargs={speed: 2}"], ("speed",)),
+    "no action repeat": Case([*TRAIN, "--env.action_repeat=0"], ("action_repeat", "at least 1")),
+    "no episode steps": Case([*TRAIN, "--env.max_episode_steps=0"], ("max_episode_steps", "at least 1")),
+}
+
+
+def taken(place: Path) -> None:
+    (place / "run").mkdir()
+    (place / "run" / "thesis.txt").write_text("precious")
+
+
+def finished_run(place: Path) -> Path:
+    """A small whole run, made once and copied for each case."""
+    made = place.parent / "finished-run"
+    if not made.exists():
+        assert main([*TRAIN, *BRIEF, f"--out={made}", "--agent.class_path=toy_agent.ToyAgent"]) == 0
+    shutil.copytree(made, place / "run")
+    return place / "run"
+
+
+def newest(run: Path) -> Path:
+    return sorted((run / "checkpoints").glob("step-*.pt"))[-1]
+
+
+def replace_newest(run: Path, data: bytes) -> None:
+    """A checkpoint whose digest is right, so that only its content can be refused."""
+    old = newest(run)
+    old.unlink()
+    old.with_name(f"step-000000000060-{hashlib.blake2b(data, digest_size=8).hexdigest()}.pt").write_bytes(data)
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("CANARY"),)
+
+
+def saved(state: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def damaged(how: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    return lambda place: how(finished_run(place))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def fewer_columns(run: Path) -> None:
+    path = run / "checkpoints" / "buffers" / "real" / "schema.json"
+    path.write_text(path.read_text().replace('"obs"', '"observation"', 1))
+
+
+RESUME = ["resume", "run", "--trust", "toy_agent", "--quiet"]
+RUNS = {
+    "run directory is taken": Case([*TRAIN], ("run", "not empty"), taken),
+    "run directory holds a run": Case([*TRAIN], ("mbrl resume run",), finished_run),
+    "run directory is a file": Case([*TRAIN], ("run",), lambda place: (place / "run").write_text("")),
+    "run directory below a file": Case(
+        [*TRAIN, "--out=file/run"], ("file/run",), lambda place: (place / "file").write_text("")
+    ),
+    "resume what is no run": Case(["resume", "nothing"], ("nothing", "config.yaml")),
+    "resume without trust": Case(["resume", "run"], ("mbrl resume run --trust toy_agent",), finished_run),
+    "evaluate without trust": Case(["evaluate", "run"], ("mbrl evaluate run --trust toy_agent",), finished_run),
+    "truncated checkpoint": Case(RESUME, ("damaged",), damaged(lambda run: os.truncate(newest(run), 900))),
+    "empty checkpoint": Case(RESUME, ("damaged",), damaged(lambda run: os.truncate(newest(run), 0))),
+    "one flipped bit": Case(RESUME, ("damaged",), damaged(lambda run: flip(newest(run)))),
+    "checkpoint that would run code": Case(
+        RESUME, ("not a checkpoint",), damaged(lambda run: replace_newest(run, saved({"agent": Evil()})))
+    ),
+    "checkpoint that is no checkpoint": Case(
+        RESUME, ("not a checkpoint",), damaged(lambda run: replace_newest(run, b"hello"))
+    ),
+    "checkpoint of another format": Case(
+        RESUME, ("format",), damaged(lambda run: replace_newest(run, saved({"format": 99})))
+    ),
+    "checkpoint with parts missing": Case(
+        RESUME, ("does not fit",), damaged(lambda run: replace_newest(run, saved({"format": 1})))
+    ),
+    "lost buffer rows": Case(
+        RESUME, ("schema.json", "damaged"), damaged(lambda run: shutil.rmtree(run / "checkpoints" / "buffers"))
+    ),
+    "lost buffer segment": Case(
+        RESUME, ("rows 0..", "damaged"), damaged(lambda run: next((run / "checkpoints").rglob("segment-*")).unlink())
+    ),
+    "damaged buffer schema": Case(RESUME, ("does not fit",), damaged(fewer_columns)),
+    "evaluation of no episodes": Case(
+        ["evaluate", "run", "--trust", "toy_agent", "--episodes=0"], ("evaluation.episodes",), finished_run
+    ),
+    "weights of another agent": Case(
+        ["evaluate", "run", "--trust", "toy_agent"],
+        ("does not fit",),
+        damaged(lambda run: replace_newest(run, saved({"format": 1, "agent": {}, "clock": {"env_steps": 3}}))),
+    ),
+    "configuration lost": Case(RESUME, ("config.yaml",), damaged(lambda run: (run / "config.yaml").unlink())),
+}
+
+CASES = COMMAND_LINE | VALUES | CLASSES | FILES | ENVIRONMENTS | RUNS
+
+
+@pytest.fixture
+def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with outside modules, one of which must never be imported."""
+    path = tmp_path_factory.mktemp("place")
+    for name in ("bad_envs.py", "toy_agent.py"):
+        shutil.copy(HERE / name, path)
+    (path / "canary.py").write_text(CANARY)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.chdir(path)
+    return path
+
+
+def contents(place: Path) -> dict[str, bytes]:
+    files = (path for path in place.rglob("*") if "__pycache__" not in path.parts)
+    return {str(p.relative_to(place)): p.read_bytes() if p.is_file() else b"" for p in files}
+
+
+def outside(names: dict[str, bytes], but: tuple[str, ...]) -> dict[str, bytes]:
+    return {name: data for name, data in names.items() if name.split("/")[0] not in but}
+
+
+def test_there_are_at_least_fifty() -> None:
+    assert len(CASES) >= 50
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_clear_message(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = CASES[name]
+    case.prepare(place)
+    before = contents(place)
+    capsys.readouterr()
+    code = main(case.argv)
+    said = capsys.readouterr().err
+    messages = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert code == 2, said
+    assert len(messages) == 1, said
+    assert "Traceback" not in said
+    assert all(part in messages[0] for part in case.says), messages[0]
+    assert outside(contents(place), case.may_write) == outside(before, case.may_write)
+    assert not (place / "CANARY").exists()
+    assert "canary" not in sys.modules
+
+
+def test_a_foreign_package_of_our_name_is_refused(place: Path) -> None:
+    foreign = place / "elsewhere" / "agents"
+    foreign.mkdir(parents=True)
+    (foreign / "__init__.py").write_text(CANARY)
+    environment = os.environ | {"PYTHONPATH": f"{foreign.parent}:{ROOT}"}
+    command = [sys.executable, "-m", "experiments.cli", "list", "agents"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert str(foreign) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(place.rglob("CANARY"))
+
+
+def test_a_package_of_our_name_in_the_working_directory_does_not_stand_before_ours(place: Path) -> None:
+    (place / "agents").mkdir()
+    (place / "agents" / "__init__.py").write_text(CANARY)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "experiments.cli", "list", "agents"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "RandomAgent" in done.stdout
+    assert not list(place.rglob("CANARY"))
+
+
+def test_two_processes_cannot_write_one_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished_run(place)
+    log = MetricsLog(run / "metrics.jsonl")
+    assert main(RESUME) == 2
+    assert "in use" in capsys.readouterr().err
+    log.close()
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_stays(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every write of the run after some point fails as a full disk does."""
+    real, allowed = os.fsync, [6]
+
+    def fsync(handle: int) -> None:
+        allowed[0] -= 1
+        if allowed[0] < 0:
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    command = ["train", "random", "--env=bad_envs:Good", "--steps=300", "--out=run", "--quiet", *BRIEF]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert said.count("error: ") == 1
+    assert "No space left" in said
+    monkeypatch.setattr(os, "fsync", real)
+    assert not list((place / "run").rglob("*.part"))
+    assert main(["resume", "run", "--trust=bad_envs", "--quiet"]) == 0
+
+
+def test_a_full_disk_at_the_start_leaves_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replace(source: Any, target: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = contents(place)
+    monkeypatch.setattr(os, "replace", replace)
+    assert main(TRAIN) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert contents(place) == before
