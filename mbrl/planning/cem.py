@@ -11,7 +11,6 @@ from envs.errors import UserError
 from envs.spec import EnvSpec
 from mbrl.models.base import Propagation
 from mbrl.planning.search import (
-    CHUNK_ROWS,
     Belief,
     Execute,
     SamplingPlanner,
@@ -45,7 +44,7 @@ class CEM(SamplingPlanner):
         execute: which actions to return.
         action_limit: bound on |action|, at most 1.
         deadline: seconds after which no further iteration starts (null: none).
-        chunk_rows: rows × particles that are imagined at once.
+        chunk_rows: rows × particles that are imagined at once (null: what fits the cache of the device).
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class CEM(SamplingPlanner):
         execute: Execute = "mean",
         action_limit: float = 1.0,
         deadline: float | None = None,
-        chunk_rows: int = CHUNK_ROWS,
+        chunk_rows: int | None = None,
     ) -> None:
         super().__init__(
             spec,
@@ -138,7 +137,7 @@ class ICEM(SamplingPlanner):
         execute: which actions to return.
         action_limit: bound on |action|, at most 1.
         deadline: seconds after which no further iteration starts (null: none).
-        chunk_rows: rows × particles that are imagined at once.
+        chunk_rows: rows × particles that are imagined at once (null: what fits the cache of the device).
     """
 
     def __init__(
@@ -158,7 +157,7 @@ class ICEM(SamplingPlanner):
         execute: Execute = "best",
         action_limit: float = 1.0,
         deadline: float | None = None,
-        chunk_rows: int = CHUNK_ROWS,
+        chunk_rows: int | None = None,
     ) -> None:
         super().__init__(
             spec,

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from envs.errors import UserError
 from envs.spec import EnvSpec
 from mbrl.models.base import Propagation
-from mbrl.planning.search import CHUNK_ROWS, Belief, Execute, SamplingPlanner, check_counts, check_share, top
+from mbrl.planning.search import Belief, Execute, SamplingPlanner, check_counts, check_share, top
 
 
 class MPPI(SamplingPlanner):
@@ -31,7 +31,7 @@ class MPPI(SamplingPlanner):
         execute: which actions to return.
         action_limit: bound on |action|, at most 1.
         deadline: seconds after which no further iteration starts (null: none).
-        chunk_rows: rows × particles that are imagined at once.
+        chunk_rows: rows × particles that are imagined at once (null: what fits the cache of the device).
 
     Raises:
         UserError: the environment's actions are discrete.
@@ -51,7 +51,7 @@ class MPPI(SamplingPlanner):
         execute: Execute = "mean",
         action_limit: float = 1.0,
         deadline: float | None = None,
-        chunk_rows: int = CHUNK_ROWS,
+        chunk_rows: int | None = None,
     ) -> None:
         super().__init__(
             spec,

@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from envs.spec import EnvSpec
 from mbrl.models.base import Propagation
-from mbrl.planning.search import CHUNK_ROWS, Belief, SamplingPlanner, check_counts, one_hot, top
+from mbrl.planning.search import Belief, SamplingPlanner, check_counts, one_hot, top
 
 
 class RandomShooting(SamplingPlanner):
@@ -23,7 +23,7 @@ class RandomShooting(SamplingPlanner):
         particles: imagined trajectories for each candidate.
         propagation: which ensemble member moves a particle.
         action_limit: bound on |action|, at most 1.
-        chunk_rows: rows × particles that are imagined at once.
+        chunk_rows: rows × particles that are imagined at once (null: what fits the cache of the device).
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class RandomShooting(SamplingPlanner):
         particles: int = 5,
         propagation: Propagation = "trajectory",
         action_limit: float = 1.0,
-        chunk_rows: int = CHUNK_ROWS,
+        chunk_rows: int | None = None,
     ) -> None:
         super().__init__(
             spec,

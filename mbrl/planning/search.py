@@ -22,7 +22,10 @@ Execute = Literal["best", "mean", "elite"]
 """Which actions a search returns: the best candidate of its last iteration, the mean it ended with, or one of the
 last elites, drawn with probability proportional to exp(value / std of the elites' values)."""
 
-CHUNK_ROWS = 2048
+CHUNK_ROWS = {"cpu": 2048}
+"""Rows times particles imagined at once, by device. Measured on a CPU with an ensemble of 5 networks of width 128:
+2,048 and more cost the same per row, 256 twice as much. Other devices want few large calls."""
+OTHER_CHUNK_ROWS = 2**18
 
 
 @dataclass
@@ -64,10 +67,12 @@ class SamplingPlanner(Planner):
         execute: Execute,
         action_limit: float,
         deadline: float | None,
-        chunk_rows: int,
+        chunk_rows: int | None,
     ) -> None:
         super().__init__(spec, horizon)
-        check_counts(horizon=horizon, iterations=iterations, particles=particles, chunk_rows=chunk_rows)
+        check_counts(horizon=horizon, iterations=iterations, particles=particles)
+        if chunk_rows is not None:
+            check_counts(chunk_rows=chunk_rows)
         check_choice("propagation", propagation, PROPAGATIONS)
         check_choice("execute", execute, get_args(Execute))
         check_share("action_limit", action_limit, low_open=True)
@@ -161,7 +166,8 @@ class SamplingPlanner(Planner):
         horizon, batch, count, size = candidates.shape
         actions = candidates.reshape(horizon, batch * count, size)
         owner = torch.arange(batch, device=actions.device).repeat_interleave(count)
-        chunks = math.ceil(len(owner) * self.particles / self.chunk_rows)
+        chunk_rows = self.chunk_rows or CHUNK_ROWS.get(actions.device.type, OTHER_CHUNK_ROWS)
+        chunks = math.ceil(len(owner) * self.particles / chunk_rows)
         luck, scores = torch.Generator(actions.device), []
         for rows, part in zip(owner.tensor_split(chunks), actions.tensor_split(chunks, dim=1), strict=True):
             luck.manual_seed(seed)

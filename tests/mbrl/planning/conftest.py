@@ -26,9 +26,9 @@ class LinearModel(DynamicsModel):
     """A double integrator with quadratic cost: x' = A x + B a (+ noise), reward -(x' Q x' + a R a)."""
 
     A = torch.tensor([[1.0, 0.1], [0.0, 1.0]])
-    B = torch.tensor([[0.0], [0.1]])
+    B = torch.tensor([[0.0], [0.5]])
     Q = torch.diag(torch.tensor([1.0, 0.1]))
-    R = torch.tensor([[0.05]])
+    R = torch.tensor([[1.0]])
 
     def __init__(self, spec: EnvSpec | None = None, noise: float = 0.0) -> None:
         super().__init__(spec or make_spec())
