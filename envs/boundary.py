@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from envs import access
 from envs.errors import UserError
 from envs.knowledge import Knowledge, knowledge_for
+from envs.rendering import NO_GL, gl_backend, working_gl
 from envs.spaces import ActionScaling, FlatObservation
 from envs.spec import EnvSpec, KnownFunction
 from envs.variants import checked_params, variant_of
@@ -101,6 +102,20 @@ class BoundaryEnv(gym.Wrapper[Any, Any, Any, Any]):
             if terminated or truncated:
                 break
         return self._checked_obs(observation), total, bool(terminated), bool(truncated), info
+
+    def render(self) -> Any:
+        """As the environment's own; MuJoCo draws with a GL backend that works here, with or without a display.
+
+        Raises:
+            UserError: MuJoCo finds no such backend.
+        """
+        if access.mujoco_handles(self.env) is None or self.env.render_mode is None:
+            return self.env.render()
+        backend = working_gl()
+        if backend is None:
+            raise UserError(f"{self.id}: render_mode", self.env.render_mode, NO_GL)
+        with gl_backend(backend):
+            return self.env.render()
 
     def sim_state(self) -> NDArray[np.float64] | None:
         """The full physics state ``[S]`` in float64, or None; see :func:`envs.access.sim_state`."""

@@ -20,7 +20,7 @@ from envs.boundary import BoundaryEnv
 from envs.errors import UserError
 from envs.knowledge.verify import verify_knowledge
 from envs.registry import make_env
-from envs.rendering import gl_backend, working_gl
+from envs.rendering import NO_GL, working_gl
 
 Status = Literal["ok", "warn", "fail"]
 Restorability = Literal["exact", "replayable", "not restorable"]
@@ -232,7 +232,7 @@ def _range(values: tuple[float, ...]) -> str:
 
 
 def _values(env: BoundaryEnv, steps: int) -> Finding:
-    obs, rewards, _ = _sample(env, steps, seed=1)
+    obs, rewards, _ = _sample(env, min(steps, 500), seed=1)
     space, name = env.observation_space, "observations"
     outside = [row for row in obs if not space.contains(row)]
     if outside:
@@ -344,13 +344,9 @@ def _rendering(make: Make, env: BoundaryEnv) -> Finding:
     name = "rendering"
     if "rgb_array" not in env.metadata.get("render_modes", []):
         return Finding(name, "ok", "skipped: it offers no rgb_array")
-    if mujoco_handles(env) is None:
-        return _ask(lambda: _frame(make), name)
-    backend = working_gl()
-    if backend is None:
-        return Finding(name, "ok", "skipped: no GL backend works here (MUJOCO_GL=glfw, egl or osmesa)")
-    with gl_backend(backend):
-        return _ask(lambda: _frame(make), name)
+    if mujoco_handles(env) is not None and working_gl() is None:
+        return Finding(name, "ok", f"skipped: {NO_GL}")
+    return _ask(lambda: _frame(make), name)
 
 
 def _frame(make: Make) -> Finding:

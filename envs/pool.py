@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -240,7 +241,10 @@ class EnvPool:
     def _guarded(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call the vector environment; a worker's :class:`SlotError` becomes the user's error again."""
         try:
-            return function(*args, **kwargs)
+            with warnings.catch_warnings():
+                # Gymnasium warns of a worker's error, traceback and all, just before it raises the very same error.
+                warnings.filterwarnings("ignore", message="(?s).*ERROR: ", module="gymnasium.vector")
+                return function(*args, **kwargs)
         except SlotError as error:
             cause = error.args[0]
             raise UserError(*(cause.args[0] if isinstance(cause, SlotError) else cause)) from error

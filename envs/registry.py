@@ -67,7 +67,8 @@ def make_env(
     Raises:
         UserError: an unknown name, a class that cannot be imported or built, an unsupported space or parameter.
     """
-    if max_episode_steps is not None and max_episode_steps < 1:
+    whole = isinstance(max_episode_steps, int) and not isinstance(max_episode_steps, bool)
+    if max_episode_steps is not None and (not whole or max_episode_steps < 1):
         raise UserError(f"{id}: max_episode_steps", max_episode_steps, "give a whole number of at least 1.")
     if render_mode is not None:
         kwargs["render_mode"] = render_mode

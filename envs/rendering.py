@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+NO_GL = "no GL backend works here; install one and name it in MUJOCO_GL (egl, osmesa, or glfw with a display)."
 _PROBE = (
     "import mujoco; m = mujoco.MjModel.from_xml_string('<mujoco/>'); "
     "r = mujoco.Renderer(m, 32, 32); r.update_scene(mujoco.MjData(m)); r.render(); print('drawn')"

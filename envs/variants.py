@@ -176,10 +176,17 @@ def _element_rows(model: Any) -> list[tuple[str, slice]]:
     for parameter, (kind, field, *_) in MUJOCO_SCALES.items():
         count, element = lookup[kind]
         for index in range(count):
-            name = element(index).name
+            name = element(index).name or (_driven_joint(model, index) if kind == "actuator" else "")
             if name and name != "world":
                 found.append((f"{parameter}.{name}", _rows(model, field, index)))
     return found
+
+
+def _driven_joint(model: Any, actuator: int) -> str:
+    """Many tasks leave their motors nameless: such a one goes by the joint that it drives."""
+    joint = int(model.actuator_trnid[actuator, 0])
+    on_joint = int(model.actuator_trntype[actuator]) <= 1  # mjTRN_JOINT, mjTRN_JOINTINPARENT
+    return str(model.joint(joint).name) if on_joint else ""
 
 
 def _rows(model: Any, field: str, index: int) -> slice:
