@@ -15,9 +15,12 @@ from envs.errors import UserError
 from mbrl.data.transitions import Transitions
 
 IDS = ("episode", "step", "policy_version")
-DTYPES = {"terminated": torch.bool, "truncated": torch.bool, "sim_state": torch.float64, "task": torch.int64} | dict.fromkeys(
-    IDS, torch.int64
-)
+DTYPES = {
+    "terminated": torch.bool,
+    "truncated": torch.bool,
+    "sim_state": torch.float64,
+    "task": torch.int64,
+} | dict.fromkeys(IDS, torch.int64)
 
 
 class ReplayBuffer:
@@ -164,7 +167,12 @@ class ReplayBuffer:
 
     def _description(self) -> dict[str, Any]:
         extra = {name: list(shape) for name, shape in self.extra.items()}
-        return {"capacity": self.capacity, "total_added": self.total_added, "extra": extra, "columns": list(self.columns)}
+        return {
+            "capacity": self.capacity,
+            "total_added": self.total_added,
+            "extra": extra,
+            "columns": list(self.columns),
+        }
 
     @classmethod
     def load(cls, path: Path | str, device: torch.device | str = "cpu") -> ReplayBuffer:
@@ -204,7 +212,9 @@ def _read_folder(path: Path, mmap: bool) -> tuple[dict[str, Any], dict[str, np.n
         mode = "c" if mmap else None  # copy-on-write: the file stays as it is
         return about, {name: np.load(path / f"{name}.npy", mmap_mode=mode) for name in about["columns"]}
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UserError(str(path), f"{type(error).__name__}: {error}", "give a folder written by ReplayBuffer.save") from error
+        raise UserError(
+            str(path), f"{type(error).__name__}: {error}", "give a folder written by ReplayBuffer.save"
+        ) from error
 
 
 def flatten(rows: Transitions) -> dict[str, Tensor]:
@@ -230,5 +240,7 @@ def sample_mix(sources: Mapping[str, tuple[ReplayBuffer, float]], n: int, genera
         raise UserError("shares", {name: share for name, (_, share) in sources.items()}, "shares are >= 0 and sum to 1")
     edges = (shares.cumsum(0) * n).round().long().tolist()
     counts = [end - start for start, end in zip([0, *edges], edges, strict=False)]
-    parts = [buffer.sample(count, generator) for (buffer, _), count in zip(sources.values(), counts, strict=True) if count]
+    parts = [
+        buffer.sample(count, generator) for (buffer, _), count in zip(sources.values(), counts, strict=True) if count
+    ]
     return Transitions.cat(parts)

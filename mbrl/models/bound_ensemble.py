@@ -40,9 +40,7 @@ class BoundEnsemble(DynamicsModel):
         biases[-1][..., :size] = biases[-1][..., :size] * scale + source.target_norm.mean
         if self.probabilistic:
             self._fold_variance(source, biases, scale, elites)
-        features = self.coordinates.feature_size
-        self.action_weight = weights[0][:, features:].to(self.dtype)
-        self.weights = [weights[0][:, :features].to(self.dtype), *(w.to(self.dtype) for w in weights[1:])]
+        self.weights = [w.to(self.dtype) for w in weights]
         self.biases = [b.to(self.dtype) for b in biases]
         self._advance = torch.compile(self._advance_rows, dynamic=True) if source.compile_step else self._advance_rows
 
@@ -63,11 +61,12 @@ class BoundEnsemble(DynamicsModel):
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
-    def _advance_rows(self, z: Tensor, from_action: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Next coordinates and raw outputs of rows in member order: ``z [E, R, Z]``, ``from_action [E, R, hidden]``."""
-        x = torch.baddbmm(from_action, self.coordinates.features(z).to(self.dtype), self.weights[0])
+    def _advance_rows(self, z: Tensor, action: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Next coordinates and raw outputs of rows in member order: ``z [E, R, Z]``, ``action [E, R, A]``."""
+        x = torch.cat([self.coordinates.features(z), action], -1).to(self.dtype)
+        x = torch.bmm(x, self.weights[0]).add_(self.biases[0])
         for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
-            x = torch.baddbmm(bias, F.silu(x), weight)
+            x = torch.bmm(F.silu(x, inplace=True), weight).add_(bias)
         x = x.float()
         target = x[..., : self.target_size]
         if noise is not None and self.probabilistic:
@@ -91,13 +90,10 @@ class BoundEnsemble(DynamicsModel):
         order = torch.cat([order, order[:1].expand(pad)])
         z = self.coordinates.from_obs(state.obs)
         grouped = z[order].unflatten(0, (self.active, -1))
-        from_action = torch.baddbmm(
-            self.biases[0], action[order].unflatten(0, (self.active, -1)).to(self.dtype), self.action_weight
-        )
         noise = None
         if generator is not None:
             noise = torch.randn(*grouped.shape[:2], self.target_size, generator=generator, device=device)
-        next_z, heads = self._advance(grouped, from_action, noise)
+        next_z, heads = self._advance(grouped, action[order].unflatten(0, (self.active, -1)), noise)
         back = torch.empty(rows, dtype=torch.long, device=device)
         back[order[:rows]] = torch.arange(rows, device=device)
         next_z, heads = next_z.flatten(0, 1)[back], heads.flatten(0, 1)[back]
@@ -125,11 +121,11 @@ class BoundEnsemble(DynamicsModel):
             raise UserError("particles", particles, f"give a multiple of the {self.active} elites")
         noise = self._noise(actions, particles // self.active, generator)
         orders = self._orders(len(actions), particles, generator) if propagation == "step" else None
-        pushes = self._push(actions, particles // self.active)
+        spread = actions.repeat(1, particles // self.active, 1)[:, None].expand(-1, self.active, -1, -1)
         start = self.coordinates.from_obs(state.obs)
         zs, heads = [start.expand(particles, *start.shape)], []
         for h in range(len(actions)):
-            z, head = self._move(zs[-1], pushes[:, h], noise[h], None if orders is None else orders[h])
+            z, head = self._move(zs[-1], spread[h], noise[h], None if orders is None else orders[h])
             if propagation == "mean":
                 z, head = z.mean(0).expand_as(z), head.mean(0).expand_as(head)
             zs.append(z)
@@ -137,23 +133,15 @@ class BoundEnsemble(DynamicsModel):
         keep = 1 if propagation == "mean" else particles
         return self._trajectory(state.obs, torch.stack(zs)[:, :keep], actions, torch.stack(heads)[:, :keep])
 
-    def _move(
-        self, z: Tensor, push: Tensor, noise: Tensor | None, order: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _move(self, z: Tensor, action: Tensor, noise: Tensor | None, order: Tensor | None) -> tuple[Tensor, Tensor]:
         """All particles ``z [P, B, Z]`` one step on; ``order`` says which particle sits at which member."""
         mixed = z if order is None else z[order]
-        moved, head = self._advance(mixed.reshape(self.active, -1, z.shape[-1]), push, noise)
+        moved, head = self._advance(mixed.reshape(self.active, -1, z.shape[-1]), action, noise)
         moved, head = moved.view(*z.shape[:2], -1), head.view(*z.shape[:2], -1)
         if order is None:
             return moved, head
         back = order.argsort()
         return moved[back], head[back]
-
-    def _push(self, actions: Tensor, share: int) -> Tensor:
-        """What the actions ``[H, B, A]`` add to the first layer, all steps at once: ``[E, H, share * B, hidden]``."""
-        flat = actions.flatten(0, 1).to(self.dtype).expand(self.active, -1, -1)
-        push = torch.baddbmm(self.biases[0], flat, self.action_weight).view(self.active, *actions.shape[:2], -1)
-        return push.repeat(1, 1, share, 1) if share > 1 else push
 
     def _noise(self, actions: Tensor, share: int, generator: Generator | None) -> Sequence[Tensor | None]:
         """``H`` times ``[E, share * B, T]`` (or one broadcast row): drawn for each particle, common to the rows."""

@@ -37,6 +37,9 @@ class Simulator(DynamicsModel):
         UserError: no true dynamics are known for this environment, or actions are repeated.
     """
 
+    wants_sim_state = True
+    """Agents hand over the environments' physics states, where there are any."""
+
     def __init__(self, spec: EnvSpec, env_kwargs: Mapping[str, Any] | None = None) -> None:
         super().__init__(spec)
         kwargs: dict[str, Any] = {"action_repeat": spec.action_repeat, **(env_kwargs or {})}
