@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -94,3 +95,8 @@ def swing_up() -> type[SwingUp]:
 @pytest.fixture
 def corridor() -> type[Corridor]:
     return Corridor
+
+
+@pytest.fixture
+def toy_spec() -> Callable[..., EnvSpec]:
+    return make_spec
