@@ -86,12 +86,13 @@ class CheckpointStore:
 
     def save(self, env_steps: int, state: dict[str, Any], buffers: dict[str, ReplayBuffer]) -> Path:
         """Write one checkpoint of ``state`` (tensors, numbers, strings, lists, dicts) and the buffers' new rows."""
-        counts = {name: self._append(name, buffer) for name, buffer in buffers.items()}
-        data = _to_bytes({"format": FORMAT, "buffers": counts, **state})
-        digest = hashlib.blake2b(data, digest_size=8).hexdigest()
-        path = self.directory / f"step-{env_steps:012d}-{digest}.pt"
-        write_atomically(path, data)
-        self._rotate(path, buffers)
+        with disk_errors(self.directory):
+            counts = {name: self._append(name, buffer) for name, buffer in buffers.items()}
+            data = _to_bytes({"format": FORMAT, "buffers": counts, **state})
+            digest = hashlib.blake2b(data, digest_size=8).hexdigest()
+            path = self.directory / f"step-{env_steps:012d}-{digest}.pt"
+            write_atomically(path, data)
+            self._rotate(path, buffers)
         return path
 
     def save_best(self, state: dict[str, Any]) -> None:

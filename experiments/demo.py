@@ -12,12 +12,7 @@ from experiments.config import resolve
 from experiments.metrics import read_records
 from experiments.session import Session
 
-SETTINGS: Sequence[tuple[str, Any]] = (
-    ("steps", 1000),
-    ("evaluation.every", 200),
-    ("evaluation.episodes", 5),
-    ("evaluation.num_envs", 5),
-)
+SETTINGS: Sequence[tuple[str, Any]] = (("steps", 1000), ("evaluation.episodes", 5), ("evaluation.num_envs", 5))
 WIDTH = 48
 
 
@@ -31,7 +26,7 @@ def run_demo(out: str | None) -> Path:
     finally:
         session.close()
     points = learning_curve(run.metrics)
-    print("\nReturn of 5 evaluation episodes (random actions get about -1,200, the best plans about -150):\n")
+    print("\nReturn of each training episode (the first one acts at random; a perfect one gets between 0 and -300):\n")
     print("\n".join(text_curve(points)))
     picture = draw(points, run.path / "learning-curve.png")
     print(f"\nlearning curve: {picture}\n\nnext:\n  mbrl evaluate {run.path} --video")
@@ -41,8 +36,8 @@ def run_demo(out: str | None) -> Path:
 
 
 def learning_curve(metrics: Path) -> list[tuple[int, float]]:
-    """``(env steps, mean return)`` of every evaluation."""
-    return [(r["env_steps"], r["return_mean"]) for r in read_records(metrics) if r["event"] == "evaluation"]
+    """``(env steps, return)`` of every training episode."""
+    return [(r["env_steps"], r["return"]) for r in read_records(metrics) if r["event"] == "episode"]
 
 
 def text_curve(points: Sequence[tuple[int, float]]) -> list[str]:
@@ -59,7 +54,7 @@ def draw(points: Sequence[tuple[int, float]], path: Path) -> Path:
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="env steps", ylabel="evaluation return", title="PETS on Pendulum-v1")
+    axes = figure.add_subplot(xlabel="env steps", ylabel="return of the episode", title="PETS on Pendulum-v1")
     axes.plot([s for s, _ in points], [v for _, v in points], marker="o")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)

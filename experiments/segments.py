@@ -111,12 +111,13 @@ class BufferStore:
         return data
 
     def _cut(self, total_added: int) -> None:
+        if (self.directory / "schema.json").exists():
+            self._read_schema()
         for path in self.directory.glob("segment-*.bin"):
             keep = total_added - int(path.stem.removeprefix("segment-")) * self.segment_rows
             if keep <= 0:
                 path.unlink()
             elif keep < self.segment_rows:
-                self._read_schema()
                 with path.open("r+b") as file:
                     file.truncate(min(path.stat().st_size, keep * self._row_bytes()))
 
@@ -155,6 +156,6 @@ def _unpack(data: bytes, columns: list[tuple[str, torch.dtype, tuple[int, ...]]]
     rows = torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(-1, sum(widths))
     parts = rows.split(widths, dim=1)
     return {
-        name: part.contiguous().view(dtype).reshape(-1, *shape)
+        name: torch.empty_like(part, memory_format=torch.contiguous_format).copy_(part).view(dtype).reshape(-1, *shape)
         for (name, dtype, shape), part in zip(columns, parts, strict=True)
     }

@@ -19,8 +19,8 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
     for key in keys:
-        if not isinstance(key, str):
-            raise yaml.MarkedYAMLError(problem=f"the key {key!r} is not text", problem_mark=node.start_mark)
+        if not isinstance(key, str | int) or isinstance(key, bool):
+            raise yaml.MarkedYAMLError(problem=f"the key {key!r} is not text or a number", problem_mark=node.start_mark)
         if keys.count(key) > 1:
             raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=node.start_mark)
     return dict(loader.construct_pairs(node, deep=True))
