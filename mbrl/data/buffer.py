@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -209,7 +209,7 @@ class ReplayBuffer:
 def _read_folder(path: Path, mmap: bool) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
     try:
         about = json.loads((path / "buffer.json").read_text())
-        mode = "c" if mmap else None  # copy-on-write: the file stays as it is
+        mode: Literal["c"] | None = "c" if mmap else None  # copy-on-write: the file stays as it is
         return about, {name: np.load(path / f"{name}.npy", mmap_mode=mode) for name in about["columns"]}
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise UserError(
@@ -231,7 +231,7 @@ def unflatten(columns: Mapping[str, Tensor]) -> Transitions:
 
 
 def sample_mix(sources: Mapping[str, tuple[ReplayBuffer, float]], n: int, generator: Generator) -> Transitions:
-    """``n`` rows from several buffers, ``{name: (buffer, share)}``; shares sum to 1, counts are rounded to sum to ``n``.
+    """``n`` rows from several buffers, ``{name: (buffer, share)}``; shares sum to 1, counts are rounded to fit.
 
     Rows come grouped by source, in the mapping's order.
     """

@@ -6,6 +6,7 @@ Models", 2018 (PETS). Members are stacked: one batched matrix product serves all
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -84,7 +85,7 @@ class ProbabilisticEnsemble(DynamicsModel):
         self.target_norm = Normalizer(self.target_size)
         outputs = self.target_size * (1 + probabilistic) + self.learns_end
         sizes = [self.coordinates.feature_size + spec.action.size, *[hidden] * layers, outputs]
-        shapes = list(zip(sizes, sizes[1:], strict=False))
+        shapes = list(itertools.pairwise(sizes))
         self.weights = nn.ParameterList([_initial_weight(members, i, o) for i, o in shapes])
         self.biases = nn.ParameterList([torch.zeros(members, 1, o) for _, o in shapes])
         self.max_log_var = nn.Parameter(torch.full((members, 1, self.target_size), 0.5))
@@ -134,7 +135,7 @@ class ProbabilisticEnsemble(DynamicsModel):
 
     @torch.no_grad()
     def holdout_score(self, batch: Regression) -> tuple[Tensor, dict[str, Tensor]]:
-        """``[E]`` score (lower is better) on held-out rows ``[B, ...]``: geometric mean over outputs of their squared error.
+        """``[E]`` score on held-out rows ``[B, ...]``, lower is better: geometric mean over outputs of squared error.
 
         A plain mean lets one irreducible output stop the fit of all others and choose the elites.
         """
