@@ -149,9 +149,17 @@ class EnvSpec:
         return self._call(self.costs[name], obs, self.action.to_env(action), next_obs)
 
     def _call(self, function: KnownFunction, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        """Known pieces are written for one batch dimension, so leading ones (particles, members) are folded into it."""
+        widths = (1, 0 if self.action.discrete else 1, 1)
+        inputs = [
+            (x, x.shape[: x.dim() - w], x.shape[x.dim() - w :])
+            for x, w in zip((obs, action, next_obs), widths, strict=True)
+        ]
+        lead = torch.broadcast_shapes(*(shape for _, shape, _ in inputs))
+        rows = [x.expand(*lead, *own).reshape(lead.numel(), *own) for x, _, own in inputs]
         if takes_params(function):
-            return function(obs, action, next_obs, obs.new_tensor(list(self.params.values())))
-        return function(obs, action, next_obs)
+            rows.append(obs.new_tensor(list(self.params.values())))
+        return function(*rows).reshape(lead)
 
 
 def _rebuild_spec(values: dict[str, Any]) -> EnvSpec:
