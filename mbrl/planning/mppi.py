@@ -90,10 +90,17 @@ class MPPI(SamplingPlanner):
         difference = torch.where(values.isfinite(), values - best, torch.full_like(values, -torch.inf))
         weight = torch.where(found[:, 0], (self.gamma * difference).exp(), torch.zeros_like(values))
         weight = weight / weight.sum(1, keepdim=True).clamp(min=1e-30)
-        mean = torch.einsum("bn,hbna->bha", weight, candidates)
-        spread = torch.einsum("bn,hbna->bha", weight, candidates.square()) - mean.square()
-        std = spread.clamp(min=0.0).sqrt()
+        mean = _average(candidates, weight)
+        std = (_average(candidates.square(), weight) - mean.square()).clamp(min=0.0).sqrt()
         return Belief(torch.where(found, mean, belief.mean), torch.where(found, std, belief.std), elites, best)
+
+
+def _average(candidates: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean ``[B, H, A]`` of ``candidates [H, B, N, A]``, ``weight [B, N]``.
+
+    A plain sum, not a matrix product, whose rounding would depend on how many environments are planned at once.
+    """
+    return (candidates * weight[None, :, :, None]).sum(2).transpose(0, 1)
 
 
 def low_pass(length: int, beta: float, device: torch.device | str = "cpu") -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -175,7 +176,7 @@ class ConstraintTerm:
         before, after = obs[:-1].flatten(0, 2), obs[1:].flatten(0, 2)
         cost = model.spec.known_cost(self.cost, before, _each_step(actions, shape), after)
         total = _sum_alive(cost.view(shape), trajectory, self.discount)
-        judged = total.mean(0) if self.particles == "mean" else total.amax(0)
+        judged = _sum_first(total) / len(total) if self.particles == "mean" else total.amax(0)
         return (judged - self.limit).clamp(min=0.0)
 
 
@@ -210,7 +211,7 @@ class Objective:
     def score(self, model: DynamicsModel, trajectory: Trajectory, actions: Tensor) -> Tensor:
         """``[B]`` score of candidates ``actions [H, B, A]`` from the trajectory they led to."""
         parts = [term(model, trajectory, actions) for term in self.terms]
-        value = torch.stack(parts).sum(0).mean(0) if len(parts) > 1 else parts[0].mean(0)
+        value = _sum_first(functools.reduce(torch.add, parts)) / len(parts[0])
         broken = _diverged(trajectory) | ~value.isfinite()
         for constraint in self.constraints:
             violation = constraint.violation(model, trajectory, actions)
@@ -269,7 +270,14 @@ def _sum_alive(step_values: Tensor, trajectory: Trajectory, discount: float) -> 
     if discount != 1.0:
         powers = discount ** torch.arange(len(step_values), device=step_values.device, dtype=step_values.dtype)
         step_values = step_values * powers.view(-1, 1, 1)
-    return step_values.sum(0)
+    return _sum_first(step_values)
+
+
+def _sum_first(x: Tensor) -> Tensor:
+    """Sum over the first dimension, column by column: a plain ``sum(0)`` takes columns in blocks, and its rounding
+    would depend on how many candidates stand side by side.
+    """
+    return x.movedim(0, -1).contiguous().sum(-1)
 
 
 def _diverged(trajectory: Trajectory) -> Tensor:

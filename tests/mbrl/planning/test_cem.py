@@ -140,6 +140,7 @@ def test_icem_swings_up_with_few_samples() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_icem_20_x_3_is_as_good_as_cem_400_x_5() -> None:
     model = Simulator(env_spec("mbrl/CartPoleSwingUp-v0"))
     few, many = (swing_up_returns(planner, model, range(6), 150).mean() for planner in icem_and_cem(model, 400, 5))

@@ -12,7 +12,9 @@ import torch
 from torch import Generator, Tensor
 
 from envs.errors import UserError
+from mbrl import seeding
 from mbrl.models.base import DynamicsModel, State, Step, Trajectory
+from mbrl.models.ensemble import ProbabilisticEnsemble
 from mbrl.planning.base import Plan
 from mbrl.planning.cem import CEM, ICEM
 from mbrl.planning.mppi import MPPI
@@ -87,6 +89,17 @@ def test_a_plan_does_not_depend_on_its_neighbours(linear: type[Any], name: str, 
         torch.testing.assert_close(alone.value[0], together.value[i], rtol=1e-4, atol=1e-5)
     other = planner.plan(model, Objective(), state, first.warm_start, generator=seed(3))
     assert not torch.equal(other.actions, together.actions)
+
+
+@pytest.mark.parametrize("propagation", ["trajectory", "step"])
+def test_sixteen_in_one_call_plan_as_one_by_one_with_an_ensemble(toy_spec: Any, propagation: Any) -> None:
+    with seeding.seeded(seed()):
+        model = ProbabilisticEnsemble(toy_spec(2, 2), hidden=32).bind()
+    planner, state = ICEM(model.spec, horizon=10, candidates=40, propagation=propagation), starts(16)
+    together = planner.plan(model, Objective(), state, None, generator=seed(1))
+    for i in range(16):
+        alone = planner.plan(model, Objective(), state[i : i + 1], None, generator=seed(1))
+        torch.testing.assert_close(alone.actions[:, 0], together.actions[:, i], rtol=0.0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", KINDS)
