@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from envs.errors import UserError
 from mbrl.data.transitions import Transitions
 
 IDS = ("episode", "step", "policy_version")
+REQUIRED = ("obs", "action", "reward", "next_obs", "terminated", "truncated", *IDS, "weight")
+OPTIONAL = {"task", "sim_state"}
 DTYPES = {
     "terminated": torch.bool,
     "truncated": torch.bool,
@@ -74,12 +76,14 @@ class ReplayBuffer:
         if brought != set(self.extra):
             fix = f"declare these columns when the buffer is made; it was made with {sorted(self.extra)}"
             raise UserError("extra columns", sorted(brought), fix)
+        holds = set(self.columns) - {"weight"}
+        if holds and holds != set(flat):
+            raise UserError("transitions", sorted(flat), f"this buffer holds the columns {sorted(holds)}")
+        declared = {f"extra.{name}": tuple(shape) for name, shape in self.extra.items()}
+        shapes = declared | {name: tuple(column.shape[1:]) for name, column in self.columns.items()}
         for name, column in flat.items():
-            have = self.columns.get(name)
-            if have is not None and have.shape[1:] != column.shape[1:]:
-                raise UserError(f"column {name}", tuple(column.shape[1:]), f"this buffer holds {tuple(have.shape[1:])}")
-        if self.columns and (missing := set(self.columns) - {"weight"} - set(flat)):
-            raise UserError("transitions", sorted(flat), f"these columns are missing: {sorted(missing)}")
+            if name in shapes and shapes[name] != tuple(column.shape[1:]):
+                raise UserError(f"column {name}", tuple(column.shape[1:]), f"this buffer holds {shapes[name]}")
 
     def _allocate(self, name: str, like: Tensor) -> Tensor:
         dtype = DTYPES.get(name, torch.float32)
@@ -87,10 +91,14 @@ class ReplayBuffer:
 
     def __getitem__(self, ids: Tensor) -> Transitions:
         """Rows by id, any leading shape. An id that was overwritten or never was raises ``IndexError``."""
-        if ids.numel() and (int(ids.min()) < self.total_added - len(self) or int(ids.max()) >= self.total_added):
-            low, high = self.total_added - len(self), self.total_added - 1
-            raise IndexError(f"buffer holds ids {low}..{high}, asked for {int(ids.min())}..{int(ids.max())}")
+        self._need_live(ids)
         return self._rows(ids % self.capacity)
+
+    def _need_live(self, ids: Tensor) -> None:
+        """It waits for a device, which is why sampling goes without it."""
+        low, high = self.total_added - len(self), self.total_added - 1
+        if ids.numel() and (int(ids.min()) < low or int(ids.max()) > high):
+            raise IndexError(f"buffer holds ids {low}..{high}, asked for {int(ids.min())}..{int(ids.max())}")
 
     def _rows(self, where: Tensor) -> Transitions:
         return unflatten({name: column[where] for name, column in self.columns.items() if name != "weight"})
@@ -106,31 +114,37 @@ class ReplayBuffer:
             return self.ids[0] + torch.randint(len(self), (n,), generator=generator, device=self.device)
         weight = self.columns["weight"][self.ids % self.capacity].double()
         edges = weight.cumsum(0)
+        if not bool(edges[-1] > 0):
+            raise UserError("weight", 0.0, "every stored row has weight 0; nothing can be sampled by weight")
         draw = torch.rand(n, generator=generator, device=self.device, dtype=torch.float64) * edges[-1]
         return self.ids[0] + torch.searchsorted(edges, draw, right=True).clamp(max=len(self) - 1)
 
     def sample(self, n: int, generator: Generator, weighted: bool = False) -> Transitions:
         """``n`` rows with replacement; by weight when ``weighted``."""
-        return self[self.sample_ids(n, generator, weighted)]
+        return self._rows(self.sample_ids(n, generator, weighted) % self.capacity)
 
     def set_weights(self, ids: Tensor, weight: Tensor) -> None:
         """Sampling weights (>= 0) of rows by id; ids that have been overwritten are ignored."""
         if not bool(weight.isfinite().all()) or bool((weight < 0).any()):
             raise UserError("weight", weight, "sampling weights are finite and not negative")
+        if bool((ids >= self.total_added).any()):
+            raise UserError("ids", int(ids.max()), f"the newest row has id {self.total_added - 1}")
         live = ids >= self.total_added - len(self)
         self.columns["weight"][ids[live] % self.capacity] = weight[live].to(self.columns["weight"].dtype)
 
     def weights(self, ids: Tensor) -> Tensor:
+        """Sampling weights of rows that are in the buffer, by id."""
+        self._need_live(ids)
         return self.columns["weight"][ids % self.capacity]
 
     def windows(self, n: int, length: int, generator: Generator) -> Transitions:
-        """``n`` windows of ``length`` consecutive steps, ``[n, length, ...]``, never across an episode's end.
+        """``n`` windows of ``length`` consecutive steps, ``[n, length, ...]``, never across an episode's or task's end.
 
         Raises ``UserError`` when no stored episode is that long.
         """
         chains = self._chains(length)
         pick = torch.randint(chains.shape[1], (n,), generator=generator, device=self.device)
-        return self[chains[:, pick].T]
+        return self._rows(chains[:, pick].T % self.capacity)
 
     def _chains(self, length: int) -> Tensor:
         """``[length, M]`` ids of every window of that length in the buffer."""
@@ -144,10 +158,13 @@ class ReplayBuffer:
         episode, step = self.columns["episode"][where], self.columns["step"][where]
         order = torch.from_numpy(np.lexsort((step.cpu().numpy(), episode.cpu().numpy()))).to(self.device)
         episode, step = episode[order], step[order]
+        broken = (episode.diff() != 0) | (step.diff() != 1)
+        if "task" in self.columns:
+            broken |= self.columns["task"][where][order].diff() != 0
         count = len(order) - length + 1
-        if count > 0:
-            same = (episode[length - 1 :] == episode[:count]) & (step[length - 1 :] - step[:count] == length - 1)
-            first = same.nonzero()[:, 0]
+        if length >= 1 and count > 0:
+            chain = torch.cat([broken.new_zeros(1), broken]).cumsum(0)
+            first = (chain[length - 1 :] == chain[:count]).nonzero()[:, 0]
             if len(first):
                 return self.ids[0] + order[first + torch.arange(length, device=self.device)[:, None]]
         raise UserError("window length", length, f"no stored episode has that many steps ({len(self)} rows stored)")
@@ -177,17 +194,12 @@ class ReplayBuffer:
     @classmethod
     def load(cls, path: Path | str, device: torch.device | str = "cpu") -> ReplayBuffer:
         """Read what :meth:`save` wrote. Runs no code from the files; raises ``UserError`` on a damaged folder."""
-        path = Path(path)
-        about, arrays = _read_folder(path, mmap=False)
-        extra = {name: tuple(shape) for name, shape in about["extra"].items()}
-        buffer = cls(about["capacity"], extra, device)
-        rows = len(arrays.get("obs", ()))
+        about, arrays = _read_folder(Path(path))
+        buffer = cls(about["capacity"], {name: tuple(shape) for name, shape in about["extra"].items()}, device)
         buffer.total_added = about["total_added"]
         where = buffer.ids % buffer.capacity
-        if rows != len(where):
-            raise UserError(str(path), f"{rows} rows", f"buffer.json speaks of {len(where)}; the folder is damaged")
         for name, array in arrays.items():
-            column = torch.from_numpy(array).to(buffer.device)
+            column = torch.from_numpy(np.array(array)).to(buffer.device)
             buffer.columns[name] = torch.zeros((buffer.capacity, *column.shape[1:]), dtype=column.dtype, device=device)
             buffer.columns[name][where] = column
         return buffer
@@ -196,22 +208,34 @@ class ReplayBuffer:
     def open(cls, path: Path | str) -> ReplayBuffer:
         """Map what :meth:`save` wrote, for data larger than memory: nothing is read until it is sampled.
 
-        The result is full: it can be sampled and windowed; what would be written to it stays in memory, not on disk.
+        The result is full and counts its rows' ids from 0; it can be sampled and windowed. What is written to it
+        (weights, say) stays in memory, the files do not change.
         """
-        about, arrays = _read_folder(Path(path), mmap=True)
-        rows = len(arrays["obs"])
+        about, arrays = _read_folder(Path(path))
+        rows = min(about["total_added"], about["capacity"])
+        if not rows:
+            raise UserError(str(path), "no rows", "there is nothing to map; load it, or give another folder")
         buffer = cls(rows, {name: tuple(shape) for name, shape in about["extra"].items()})
         buffer.columns = {name: torch.from_numpy(array) for name, array in arrays.items()}
         buffer.total_added = rows
         return buffer
 
 
-def _read_folder(path: Path, mmap: bool) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+    """What ``buffer.json`` says, and the columns mapped copy-on-write: the files stay as they are."""
     try:
         about = json.loads((path / "buffer.json").read_text())
-        mode: Literal["c"] | None = "c" if mmap else None  # copy-on-write: the file stays as it is
-        return about, {name: np.load(path / f"{name}.npy", mmap_mode=mode) for name in about["columns"]}
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        rows = min(int(about["total_added"]), int(about["capacity"]))
+        wanted = {*REQUIRED, *(f"extra.{name}" for name in about["extra"])} if rows else set()
+        if odd := (wanted ^ set(about["columns"])) - OPTIONAL:
+            raise ValueError(f"column {min(odd)} is missing from buffer.json, or is not one of a replay buffer")
+        arrays: dict[str, np.ndarray[Any, Any]] = {
+            name: np.lib.format.open_memmap(path / f"{name}.npy", mode="c") for name in about["columns"]
+        }
+        if wrong := [name for name, array in arrays.items() if len(array) != rows]:
+            raise ValueError(f"{wrong[0]}.npy has {len(arrays[wrong[0]])} rows, buffer.json speaks of {rows}")
+        return about, arrays
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             str(path), f"{type(error).__name__}: {error}", "give a folder written by ReplayBuffer.save"
         ) from error

@@ -25,7 +25,8 @@ class Normalizer(nn.Module):
     def fit(self, data: Tensor, weight: Tensor | None = None) -> None:
         """Statistics of ``data [N, size]``, rows weighted by ``weight [N]``."""
         data = data.double()
-        share = torch.full_like(data[:, :1], 1 / len(data)) if weight is None else (weight / weight.sum())[:, None]
+        weight = data.new_ones(len(data)) if weight is None else weight.double()
+        share = (weight / weight.sum())[:, None]
         self.mean.copy_((share * data).sum(0))
         std = (share * (data - self.mean).square()).sum(0).sqrt()
         constant = std <= self.smallest_std * self.mean.abs().clamp(min=1.0)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from envs.errors import UserError
+
 Leaf = TypeVar("Leaf")
 
 
@@ -28,8 +30,8 @@ class Record:
         Record.kinds[name] = cls
         pytree.register_pytree_node(
             cls,
-            lambda record: (list(record._values()), list(record._names())),
-            lambda values, names: cls(**dict(zip(names, values, strict=True))),
+            lambda record: record._present(),
+            lambda values, names: cls(**dict.fromkeys(cls._names()) | dict(zip(names, values, strict=True))),
             serialized_type_name=name,
         )
 
@@ -39,6 +41,11 @@ class Record:
 
     def _values(self) -> list[Any]:
         return [getattr(self, name) for name in self._names()]
+
+    def _present(self) -> tuple[list[Any], list[str]]:
+        """Fields that are not None, and their names: None is no leaf of a tree of tensors."""
+        found = {name: value for name, value in zip(self._names(), self._values(), strict=True) if value is not None}
+        return list(found.values()), list(found)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The record with ``function`` applied to every tensor."""
@@ -90,7 +97,7 @@ def from_dict(values: Mapping[str, Any]) -> Record:
 
     Only record types that are already imported are made; raises ``ValueError`` on any other name.
     """
-    kind = Record.kinds.get(values.get("__record__", ""))
+    kind = Record.kinds.get(str(values.get("__record__")))
     if kind is None:
         raise ValueError(f"not a known record: {values.get('__record__')!r}")
     return kind(**{name: _rich(value) for name, value in values.items() if name != "__record__"})
@@ -98,6 +105,9 @@ def from_dict(values: Mapping[str, Any]) -> Record:
 
 def _map(function: Callable[..., Tensor], values: list[Any]) -> Any:
     first = values[0]
+    if any(_shape_of(value) != _shape_of(first) for value in values):
+        seen = [_shape_of(value) for value in values]
+        raise UserError("records", seen, "records that are put together have the same fields and extra columns")
     if first is None:
         return None
     if isinstance(first, Record):
@@ -106,6 +116,13 @@ def _map(function: Callable[..., Tensor], values: list[Any]) -> Any:
     if isinstance(first, Mapping):
         return {name: _map(function, [value[name] for value in values]) for name in first}
     return function(*values)
+
+
+def _shape_of(value: Any) -> str | list[str]:
+    """What two fields must share to be put together: nothing, a tensor, a kind of record, or the same names."""
+    if isinstance(value, Mapping):
+        return sorted(value)
+    return "tensor" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _plain(value: Any) -> Any:
