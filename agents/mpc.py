@@ -147,7 +147,7 @@ class MPCAgent(Agent):
         if self.fitter is None or not clock.due(self.fit_every, offset=max(1, self.warmup_steps)):
             return {}
         buffer = self.buffers["real"]
-        report = self.fitter.fit(self.model, buffer.all().to(self.device), self.generator)  # type: ignore[arg-type]
+        report = self.fitter.fit(self.model, buffer.all().to(self.device), self.generator)
         clock.updates += int(report["updates"])
         self._bound = None
         gap = plan_gap(buffer, self.planner.horizon, self.fit_every)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -11,19 +11,7 @@ from torch import Generator, Tensor
 from envs.errors import UserError
 from mbrl.data.record import Record
 from mbrl.data.transitions import Transitions
-
-
-class Fittable(Protocol):
-    """What :class:`Fitter` needs of a model: every parameter has the members as its first dimension."""
-
-    members: int
-
-    def prepare(self, data: Transitions) -> Any: ...
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]: ...
-    def holdout_score(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]: ...
-    def set_elites(self, score: Tensor) -> None: ...
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]: ...
-    def parameters(self) -> Any: ...
+from mbrl.models.base import DynamicsModel
 
 
 class Fitter:
@@ -78,7 +66,7 @@ class Fitter:
         self._pending: dict[str, Any] | None = None
 
     def fit(
-        self, model: Fittable, data: Transitions, generator: Generator, weights: Tensor | None = None
+        self, model: DynamicsModel, data: Transitions, generator: Generator, weights: Tensor | None = None
     ) -> dict[str, float]:
         """Train on ``data [N]``; ``weights [N]`` weigh the drawing of rows. Returns what to log."""
         finite = data.obs.isfinite().all(-1) & data.next_obs.isfinite().all(-1) & data.reward.isfinite()
@@ -100,7 +88,7 @@ class Fitter:
 
     def _train(
         self,
-        model: Fittable,
+        model: DynamicsModel,
         optimizer: torch.optim.Optimizer,
         rows: Record,
         train: Tensor,
@@ -128,7 +116,7 @@ class Fitter:
             best.restore()
         return updates, epoch, loss
 
-    def _update(self, model: Fittable, optimizer: torch.optim.Optimizer, batch: Record) -> Tensor:
+    def _update(self, model: DynamicsModel, optimizer: torch.optim.Optimizer, batch: Record) -> Tensor:
         loss, _ = model.loss(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -150,7 +138,7 @@ class Fitter:
             return train[torch.randint(n, (members, n), generator=generator, device=generator.device)]
         return train.expand(members, n)
 
-    def _optimizer(self, model: Fittable) -> torch.optim.Optimizer:
+    def _optimizer(self, model: DynamicsModel) -> torch.optim.Optimizer:
         if self.optimizer is None:
             self.optimizer = torch.optim.Adam(model.parameter_groups(self.weight_decay), lr=self.lr, fused=True)
             if self._pending is not None:
@@ -170,7 +158,7 @@ class Fitter:
 class _Best:
     """Each member's best weights so far on a holdout."""
 
-    def __init__(self, model: Fittable, held: Record, improvement: float) -> None:
+    def __init__(self, model: DynamicsModel, held: Record, improvement: float) -> None:
         self.model, self.held, self.improvement = model, held, improvement
         self.score, _ = model.holdout_score(held)
         self.weights = [p.detach().clone() for p in model.parameters()]

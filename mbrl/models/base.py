@@ -84,12 +84,11 @@ class Prediction(Protocol):
 class DynamicsModel(nn.Module, ABC):
     """``p(state', reward, end | state, action)``. Observations are raw; actions are platform actions.
 
-    A memoryless model implements :meth:`encode` and :meth:`step`; the rest follows. Gradient models add
-    :meth:`loss` (see :mod:`mbrl.fitting`).
+    A memoryless model implements :meth:`step`; the rest follows. One that is trained by gradient adds :meth:`loss`.
     """
 
-    window: int = 1
-    """How many consecutive transitions :meth:`loss` wants in a row."""
+    members: int = 1
+    """Networks that are trained side by side. With more than one, the first dimension of every parameter is theirs."""
 
     def __init__(self, spec: EnvSpec) -> None:
         super().__init__()
@@ -153,9 +152,28 @@ class DynamicsModel(nn.Module, ABC):
         """A model with weights, normalisers and task fixed, for many fast steps; call again after every fit."""
         return self
 
-    def loss(self, batch: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
-        """Training loss on a batch whose tensors are ``[E, B, ...]`` (``[E, window, B, ...]`` when ``window > 1``)."""
-        raise NotImplementedError(f"{type(self).__name__} is not trained by gradient")
+    # -- training by gradient, see mbrl.fitting ----------------------------------------------------------------------
+
+    def prepare(self, data: Transitions) -> Any:
+        """Training rows made of raw transitions ``[N]`` once a fit (features, targets): any record with ``N`` rows."""
+        return data
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Training loss, and what to log, on prepared rows whose tensors are ``[members, B, ...]``."""
+        raise NotImplementedError(f"{type(self).__name__} is not trained by gradient: it has no loss(batch)")
+
+    def holdout_score(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """``[members]`` score of held-out prepared rows ``[B, ...]``, lower is better (default: the loss)."""
+        with torch.no_grad():
+            loss, metrics = self.loss(batch.map(lambda x: x.expand(self.members, *x.shape)))
+        return loss.expand(self.members), metrics
+
+    def set_elites(self, score: Tensor) -> None:
+        """Hear the members' holdout scores after a fit; ensembles choose whom to predict with."""
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups for the optimiser (default: decay on everything)."""
+        return [{"params": list(self.parameters()), "weight_decay": weight_decay}]
 
 
 @runtime_checkable

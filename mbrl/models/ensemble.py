@@ -119,7 +119,7 @@ class ProbabilisticEnsemble(DynamicsModel):
             margin = self.validity * (high - low)
             self.get_buffer("box").copy_(torch.stack([low - margin, high + margin]))
 
-    def loss(self, batch: Regression) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+    def loss(self, batch: Regression) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over members of the mean negative log-likelihood of ``[E, B, ...]`` prepared rows."""
         mean, log_var, logit = self._outputs(batch.inputs)
         error = (mean - batch.targets).square() * self.get_buffer("varies")
