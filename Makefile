@@ -1,6 +1,5 @@
 # Everything runs from .venv in this folder; no environment needs to be activated.
 #   make install PYTHON=python3.12                                            another interpreter
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make install     the smaller torch, for machines without a GPU
 
 PYTHON ?= python3
 VENV := .venv
