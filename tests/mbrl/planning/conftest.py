@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -46,32 +45,8 @@ class LinearModel(DynamicsModel):
         return Step(State(after), reward, never, never)
 
 
-class SwingUp(DynamicsModel):
-    """Cart-pole swing-up: cart 1 kg, pole 0.1 kg of half-length 0.5 m, +-10 N, no rail; obs (x, x', theta, theta')."""
-
-    def __init__(self, spec: EnvSpec | None = None) -> None:
-        super().__init__(spec or make_spec(4))
-
-    def step(self, state: State, action: Tensor, generator: Generator | None) -> Step:
-        x, v, theta, omega = state.obs.unbind(-1)
-        force, dt = 10.0 * action[..., 0].clamp(-1, 1), 0.02
-        for _ in range(2):
-            cos, sin = theta.cos(), theta.sin()
-            push = (force + 0.05 * omega.square() * sin) / 1.1
-            alpha = (9.81 * sin - cos * push) / (0.5 * (4 / 3 - 0.1 * cos.square() / 1.1))
-            v, omega = v + dt * (push - 0.05 * alpha * cos / 1.1), omega + dt * alpha
-            x, theta = x + dt * v, theta + dt * omega
-        reward = theta.cos() - 0.1 * x.square() - 0.01 * action[..., 0].square()
-        never = torch.zeros(len(action), dtype=torch.bool)
-        return Step(State(torch.stack([x, v, theta, omega], -1)), reward, never, never)
-
-    @staticmethod
-    def hanging(count: int) -> Tensor:
-        return torch.tensor([0.0, 0.0, math.pi, 0.0]).expand(count, 4)
-
-
 class Corridor(DynamicsModel):
-    """Discrete: choice 0 steps left, 1 stays, 2 steps right; the reward is the new place, hidden under noise."""
+    """Discrete: choice 0 steps left, 1 stays, 2 steps right; the reward is the new place."""
 
     def __init__(self) -> None:
         super().__init__(make_spec(1, 3, discrete=True))
@@ -79,17 +54,12 @@ class Corridor(DynamicsModel):
     def step(self, state: State, action: Tensor, generator: Generator | None) -> Step:
         after = state.obs + action[..., 2:] - action[..., :1]
         never = torch.zeros(len(action), dtype=torch.bool)
-        return Step(State(after), after[..., 0] - 0.0, never, never)
+        return Step(State(after), after[..., 0], never, never)
 
 
 @pytest.fixture
 def linear() -> type[LinearModel]:
     return LinearModel
-
-
-@pytest.fixture
-def swing_up() -> type[SwingUp]:
-    return SwingUp
 
 
 @pytest.fixture
