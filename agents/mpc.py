@@ -73,7 +73,11 @@ class MPCAgent(Agent):
             raise UserError("action_limit", action_limit, "give a share of the action range in (0, 1]")
         if fit_every < 1 or warmup_steps < 0:
             raise UserError("fit_every, warmup_steps", (fit_every, warmup_steps), "fit_every >= 1, warmup_steps >= 0")
+        if spec.action.discrete and exploration_std:
+            raise UserError("exploration_std", exploration_std, f"{spec.id} has discrete actions; leave it at 0")
         self.model = model(spec).to(self.device)
+        if fitter and not any(True for _ in self.model.parameters()):
+            raise UserError("fitter", type(self.model).__name__, "this model has nothing to train; leave it out")
         self.planner = planner(spec)
         self.objective = objective or Objective()
         self.fitter = fitter
@@ -114,7 +118,6 @@ class MPCAgent(Agent):
             unplanned = torch.full((slots,), torch.nan, device=self.device)
             return action, MPCActorState(state, action, fresh), {"plan_value": unplanned}
         plan = self.planner.plan(self._bound_model(), self.objective, state, warm_start, generator=generator)
-        assert plan.warm_start is not None
         action = plan.actions[0]
         if mode == "explore" and self.exploration_std:
             noise = torch.randn(action.shape, generator=generator, device=self.device)
@@ -150,7 +153,8 @@ class MPCAgent(Agent):
         report = self.fitter.fit(self.model, buffer.all().to(self.device), self.generator)
         clock.updates += int(report["updates"])
         self._bound = None
-        gap = plan_gap(buffer, self.planner.horizon, self.fit_every)
+        slots = clock.env_steps - clock.previous_env_steps
+        gap = plan_gap(buffer, self.planner.horizon, self.fit_every, slots)
         return {"fit": report} | ({"plan": {"gap": gap}} if gap is not None else {})
 
     def state_dict(self) -> dict[str, Any]:
@@ -165,13 +169,13 @@ class MPCAgent(Agent):
             self.fitter.load_state_dict(state["fitter"])
 
 
-def plan_gap(buffer: ReplayBuffer, horizon: int, last: int) -> float | None:
+def plan_gap(buffer: ReplayBuffer, horizon: int, last: int, slots: int = 1) -> float | None:
     """Planned value minus the reward achieved over the same ``horizon`` steps, mean over the ``last`` planned steps.
 
     The best single number to see a planner exploit its model. None while no plan has been lived through. Terms that an
-    objective adds to the reward count on the planned side only.
+    objective adds to the reward count on the planned side only. ``slots`` environments took turns in the buffer.
     """
-    ids = buffer.ids[-(last + horizon) :]
+    ids = buffer.ids[-(last + horizon * slots) :]
     rows = buffer[ids]
     episode, step, value = rows.episode.tolist(), rows.step.tolist(), rows.extra["plan_value"].tolist()
     reward, terminated = rows.reward.tolist(), rows.terminated.tolist()

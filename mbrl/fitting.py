@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class Fitter:
         improvement: relative improvement of a member's holdout score that counts.
         bootstrap: every member draws its own rows with replacement; False gives all members the same rows, each in
             its own order.
-        compile: compile the gradient step with torch.compile.
+        compile: compile loss and gradient with torch.compile (first use takes a while).
     """
 
     def __init__(
@@ -64,15 +65,13 @@ class Fitter:
         self.optimizer: torch.optim.Optimizer | None = None
         self.fits = 0
         self._pending: dict[str, Any] | None = None
+        self._loss: Callable[[Any], tuple[Tensor, dict[str, Tensor]]] | None = None
 
     def fit(
         self, model: DynamicsModel, data: Transitions, generator: Generator, weights: Tensor | None = None
     ) -> dict[str, float]:
         """Train on ``data [N]``; ``weights [N]`` weigh the drawing of rows. Returns what to log."""
-        finite = data.obs.isfinite().all(-1) & data.next_obs.isfinite().all(-1) & data.reward.isfinite()
-        if not bool(finite.all()):
-            row = int((~finite).nonzero()[0, 0])
-            raise UserError(f"training data, row {row}", "NaN or infinity", "remove the row or mend the environment")
+        _check(data)
         optimizer = self._optimizer(model)
         rows: Record = model.prepare(data)
         train, held = self._split(len(data), generator)
@@ -103,21 +102,21 @@ class Fitter:
         updates, epoch, stale, loss = 0, 0, 0, math.nan
         per_epoch = max(1, members.shape[1] // self.batch_size)
         while updates < limit and epoch < self.max_epochs and stale < self.patience:
-            total = torch.zeros((), device=train.device)
+            total, steps = torch.zeros((), device=train.device), min(per_epoch, limit - updates)
             order = _shuffle(members, generator)
-            for i in range(min(per_epoch, limit - updates)):
-                total += self._update(model, optimizer, rows[order[:, i * self.batch_size : (i + 1) * self.batch_size]])
-                updates += 1
-            epoch += 1
-            loss = float(total) / (min(per_epoch, updates) * model.members)
+            for i in range(steps):
+                total += self._update(optimizer, rows[order[:, i * self.batch_size : (i + 1) * self.batch_size]])
+            updates, epoch = updates + steps, epoch + 1
+            loss = float(total) / (steps * model.members)
             if best is not None:
                 stale = 0 if best.improved() else stale + 1
         if best is not None:
             best.restore()
         return updates, epoch, loss
 
-    def _update(self, model: DynamicsModel, optimizer: torch.optim.Optimizer, batch: Record) -> Tensor:
-        loss, _ = model.loss(batch)
+    def _update(self, optimizer: torch.optim.Optimizer, batch: Record) -> Tensor:
+        assert self._loss is not None
+        loss, _ = self._loss(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -140,10 +139,13 @@ class Fitter:
 
     def _optimizer(self, model: DynamicsModel) -> torch.optim.Optimizer:
         if self.optimizer is None:
+            self._loss = torch.compile(model.loss) if self.compile else model.loss
             self.optimizer = torch.optim.Adam(model.parameter_groups(self.weight_decay), lr=self.lr, fused=True)
             if self._pending is not None:
                 self.optimizer.load_state_dict(self._pending)
                 self._pending = None
+        if self.optimizer.param_groups[0]["params"][0] is not model.parameter_groups(0.0)[0]["params"][0]:
+            raise UserError("fitter", "another model", "a fitter keeps the optimiser of one model; make one for each")
         return self.optimizer
 
     def state_dict(self) -> dict[str, Any]:
@@ -153,6 +155,18 @@ class Fitter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes effect at the next fit, when the model whose optimiser this is appears."""
         self.fits, self._pending, self.optimizer = state["fits"], state["optimizer"], None
+
+
+def _check(data: Transitions) -> None:
+    """Rows there are, and every number in them is finite."""
+    if not len(data):
+        raise UserError("training data", "no rows", "collect transitions before fitting")
+    finite = data.reward.isfinite()
+    for column in (data.obs, data.action, data.next_obs):
+        finite = finite & column.isfinite().all(-1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0, 0])
+        raise UserError(f"training data, row {row}", "NaN or infinity", "remove the row or mend the environment")
 
 
 class _Best:
@@ -166,7 +180,7 @@ class _Best:
     def improved(self) -> bool:
         """Keep the members that are now better by enough; whether there was one."""
         score, _ = self.model.holdout_score(self.held)
-        better = score < self.score * (1 - self.improvement)
+        better = score < self.score - self.improvement * self.score.abs()  # a likelihood's score may be negative
         self.score = torch.where(better, score, self.score)
         for kept, p in zip(self.weights, self.model.parameters(), strict=True):
             kept.copy_(torch.where(better.view(-1, *[1] * (p.dim() - 1)), p.detach(), kept))

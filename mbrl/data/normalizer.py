@@ -22,8 +22,8 @@ class Normalizer(nn.Module):
         self.register_buffer("std", torch.ones(size, dtype=torch.float64))
 
     @torch.no_grad()
-    def fit(self, data: Tensor, weight: Tensor | None = None) -> None:
-        """Statistics of ``data [N, size]``, rows weighted by ``weight [N]``."""
+    def fit(self, data: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Statistics of ``data [N, size]``, rows weighted by ``weight [N]``; returns ``[size]`` which ones vary."""
         data = data.double()
         weight = data.new_ones(len(data)) if weight is None else weight.double()
         share = (weight / weight.sum())[:, None]
@@ -31,6 +31,7 @@ class Normalizer(nn.Module):
         std = (share * (data - self.mean).square()).sum(0).sqrt()
         constant = std <= self.smallest_std * self.mean.abs().clamp(min=1.0)
         self.std.copy_(torch.where(constant, torch.ones_like(std), std))
+        return ~constant
 
     def normalize(self, x: Tensor) -> Tensor:
         return (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)

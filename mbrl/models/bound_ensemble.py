@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 class BoundEnsemble(DynamicsModel):
-    """Predicts as its :class:`ProbabilisticEnsemble` did when it was bound; later fits do not reach it."""
+    """Steps as its :class:`ProbabilisticEnsemble` did when it was bound; later fits do not reach :meth:`step` and
+    :meth:`rollout`. :meth:`predict` and :meth:`uncertainty` ask the ensemble as it is now.
+    """
 
     @torch.no_grad()
     def __init__(self, source: ProbabilisticEnsemble) -> None:
@@ -33,16 +35,30 @@ class BoundEnsemble(DynamicsModel):
         self.active = len(elites)
         weights = [w.detach()[elites].double() for w in source.weights]
         biases = [b.detach()[elites].double() for b in source.biases]
-        weights[0], biases[0] = _fold_input(weights[0], biases[0], source.input_norm.mean, source.input_norm.std)
+        self._fold_inputs(source, weights, biases)
         scale = source.target_norm.std * source.get_buffer("varies").double()
-        size = self.target_size
-        weights[-1][..., :size] *= scale
-        biases[-1][..., :size] = biases[-1][..., :size] * scale + source.target_norm.mean
+        weights[-1][..., : self.target_size] *= scale
+        biases[-1][..., : self.target_size] *= scale
+        if self.centre is None:
+            biases[-1][..., : self.target_size] += source.target_norm.mean
         if self.probabilistic:
             self._fold_variance(source, biases, scale, elites)
         self.weights = [w.to(self.dtype) for w in weights]
         self.biases = [b.to(self.dtype) for b in biases]
         self._advance = torch.compile(self._advance_rows, dynamic=True) if source.compile_step else self._advance_rows
+
+    def _fold_inputs(self, source: ProbabilisticEnsemble, weights: list[Tensor], biases: list[Tensor]) -> None:
+        """First layer for raw inputs: ``((x - mean) / std) W + b = x (W / std) + (b - (mean / std) W)``.
+
+        Eight bits of bfloat16 do not hold a value far from zero: there means stay outside the networks, in float32.
+        """
+        norm = source.input_norm
+        weights[0] = weights[0] / norm.std[:, None]
+        self.centre = None
+        if self.dtype == torch.float32:
+            biases[0] = biases[0] - norm.mean[None] @ weights[0]
+        else:
+            self.centre = norm.mean.float(), source.target_norm.mean.float()
 
     def _fold_variance(
         self, source: ProbabilisticEnsemble, biases: list[Tensor], scale: Tensor, elites: Tensor
@@ -63,15 +79,19 @@ class BoundEnsemble(DynamicsModel):
 
     def _advance_rows(self, z: Tensor, action: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """Next coordinates and raw outputs of rows in member order: ``z [E, R, Z]``, ``action [E, R, A]``."""
-        x = torch.cat([self.coordinates.features(z), action], -1).to(self.dtype)
-        x = torch.bmm(x, self.weights[0]).add_(self.biases[0])
+        x = self.coordinates.features(z, action)
+        if self.centre is not None:
+            x = x - self.centre[0]
+        x = torch.bmm(x.to(self.dtype), self.weights[0]).add_(self.biases[0])
         for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
             x = torch.bmm(F.silu(x, inplace=True), weight).add_(bias)
         x = x.float()
         target = x[..., : self.target_size]
+        if self.centre is not None:
+            target = target + self.centre[1]
         if noise is not None and self.probabilistic:
-            spread = torch.sigmoid(x[..., self.target_size : 2 * self.target_size])
-            std = torch.addcmul(self.var_floor, self.var_span, spread).sqrt()
+            spread = x[..., self.target_size : 2 * self.target_size].sigmoid()
+            std = spread.mul_(self.var_span).add_(self.var_floor).sqrt_()
             target = torch.addcmul(target, std, noise)
         return z + target[..., : self.coordinates.size], self._heads(x, target)
 
@@ -82,20 +102,19 @@ class BoundEnsemble(DynamicsModel):
 
     @torch.no_grad()
     def step(self, state: State, action: Tensor, generator: Generator | None) -> Step:
-        rows, pad = len(action), -len(action) % self.active
-        device = action.device
-        order = torch.arange(rows, device=device)
+        """Each row is moved by a random elite: rows are shuffled and split evenly, copies of the last one fill up."""
+        rows, device = len(action), action.device
+        places = rows + -rows % self.active
+        order = torch.arange(places, device=device)
         if generator is not None:
-            order = torch.randperm(rows, generator=generator, device=device)
-        order = torch.cat([order, order[:1].expand(pad)])
+            order = torch.randperm(places, generator=generator, device=device)
+        back, order = order.argsort()[:rows], order.clamp(max=rows - 1)
         z = self.coordinates.from_obs(state.obs)
         grouped = z[order].unflatten(0, (self.active, -1))
         noise = None
         if generator is not None:
             noise = torch.randn(*grouped.shape[:2], self.target_size, generator=generator, device=device)
         next_z, heads = self._advance(grouped, action[order].unflatten(0, (self.active, -1)), noise)
-        back = torch.empty(rows, dtype=torch.long, device=device)
-        back[order[:rows]] = torch.arange(rows, device=device)
         next_z, heads = next_z.flatten(0, 1)[back], heads.flatten(0, 1)[back]
         next_obs = self.coordinates.to_obs(next_z)
         return Step(State(next_obs), *self._judge(state.obs, action, next_obs, next_z, heads))
@@ -153,9 +172,11 @@ class BoundEnsemble(DynamicsModel):
         return list(noise[:, :, 0] if share == 1 else noise.expand(-1, -1, -1, rows, -1).flatten(2, 3))
 
     def _orders(self, horizon: int, particles: int, generator: Generator | None) -> Tensor:
-        """``[H, P]``: a balanced random assignment of particles to members for each step."""
-        device = self.box.device if generator is None else generator.device
-        return torch.rand(horizon, particles, generator=generator, device=device).argsort(-1)
+        """``[H, P]``: a balanced assignment of particles to members for each step; in turn when nothing is random."""
+        if generator is None:
+            step = torch.arange(horizon, device=self.box.device)[:, None] * (particles // self.active)
+            return (step + torch.arange(particles, device=self.box.device)) % particles
+        return torch.rand(horizon, particles, generator=generator, device=generator.device).argsort(-1)
 
     def _trajectory(self, start_obs: Tensor, z: Tensor, actions: Tensor, heads: Tensor) -> Trajectory:
         obs = self.coordinates.to_obs(z)
@@ -173,9 +194,5 @@ class BoundEnsemble(DynamicsModel):
         terminated = heads[..., -1] > 0.0 if self.learns_end else self.spec.known_termination(obs, action, next_obs)
         if not self.has_box:
             return reward, terminated, torch.zeros_like(terminated)
+        next_z = self.coordinates.fold(next_z)
         return reward, terminated, ((next_z < self.box[0]) | (next_z > self.box[1])).any(-1)
-
-
-def _fold_input(weight: Tensor, bias: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """First layer that takes raw inputs: ``((x - mean) / std) W + b = x (W / std) + (b - (mean / std) W)``."""
-    return weight / std[:, None], bias - (mean / std)[None] @ weight

@@ -63,20 +63,21 @@ class Coordinates(nn.Module):
         fold = self.get_buffer("_raw")[self.get_buffer("_folded")[self.pairs :] - self.plain - self.pairs]
         return obs.index_copy(-1, fold, _wrap(obs.index_select(-1, fold)))
 
-    def features(self, z: Tensor) -> Tensor:
-        """What a network sees, ``[..., F]``: plain coordinates, then cos and sin of the angles."""
+    def features(self, z: Tensor, *beside: Tensor) -> Tensor:
+        """What a network sees, ``[..., F]``: plain coordinates, cos and sin of angles, what goes ``beside``."""
         if not self.angles:
-            return z
+            return torch.cat([z, *beside], -1)
         angle = z[..., self.plain :]
-        return torch.cat([z[..., : self.plain], angle.cos(), angle.sin()], -1)
+        return torch.cat([z[..., : self.plain], angle.cos(), angle.sin(), *beside], -1)
 
     def difference(self, z: Tensor, next_z: Tensor) -> Tensor:
         """``next_z - z`` the short way round for folded angles."""
-        delta = next_z - z
+        return self.fold(next_z - z)
+
+    def fold(self, z: Tensor) -> Tensor:
+        """Coordinates with their folded angles in [-pi, pi), however often they have gone round."""
         fold = self.get_buffer("_folded")
-        if len(fold):
-            delta = delta.index_copy(-1, fold, _wrap(delta.index_select(-1, fold)))
-        return delta
+        return z.index_copy(-1, fold, _wrap(z.index_select(-1, fold))) if len(fold) else z
 
     def _pick(self, obs: Tensor, name: str) -> Tensor:
         return obs.index_select(-1, self.get_buffer(f"_{name}"))

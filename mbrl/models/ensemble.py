@@ -41,7 +41,8 @@ class ProbabilisticEnsemble(DynamicsModel):
     """``E`` networks, each predicting a Gaussian over the change of the state and over what of the reward is unknown.
 
     Log-variance ``l`` is softly clamped, ``l <- max - softplus(max - l)``, ``l <- min + softplus(l - min)``, with
-    learned bounds; inputs and targets are standardised. Termination, where the spec does not know it, is a logit.
+    learned bounds, computed in closed form: ``exp(l) <- exp(min) + exp(max) * sigmoid(l - max)``. Inputs and targets
+    are standardised. Termination, where the spec does not know it, is a logit.
 
     Args:
         spec: the environment.
@@ -99,7 +100,7 @@ class ProbabilisticEnsemble(DynamicsModel):
     def prepare(self, data: Transitions, fit_statistics: bool = True) -> Regression:
         """Training rows of raw transitions; refits the normalisers on them first when asked."""
         z, next_z = self.coordinates.from_obs(data.obs), self.coordinates.from_obs(data.next_obs)
-        inputs = torch.cat([self.coordinates.features(z), data.action], -1)
+        inputs = self.coordinates.features(z, data.action)
         parts = [self.coordinates.difference(z, next_z)]
         if self.learns_reward:
             known = self.spec.known_reward(data.obs, data.action, data.next_obs)
@@ -112,8 +113,7 @@ class ProbabilisticEnsemble(DynamicsModel):
 
     def _fit_statistics(self, inputs: Tensor, targets: Tensor, z: Tensor) -> None:
         self.input_norm.fit(inputs)
-        self.target_norm.fit(targets)
-        self.get_buffer("varies").copy_((targets.amax(0) - targets.amin(0) > 1e-7).float())
+        self.get_buffer("varies").copy_(self.target_norm.fit(targets).float())
         if self.validity:
             low, high = z.amin(0), z.amax(0)
             margin = self.validity * (high - low)
@@ -164,7 +164,7 @@ class ProbabilisticEnsemble(DynamicsModel):
         x = inputs
         last = len(self.weights) - 1
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.baddbmm(bias, x, weight)
+            x = torch.bmm(x, weight).add_(bias)  # baddbmm would first write the bias to every row
             if i < last:
                 x = F.silu(x)
         mean = x[..., : self.target_size]
@@ -172,23 +172,28 @@ class ProbabilisticEnsemble(DynamicsModel):
         if not self.probabilistic:
             return mean, None, logit
         raw = x[..., self.target_size : 2 * self.target_size]
-        log_var = self.max_log_var - F.softplus(self.max_log_var - raw)
-        return mean, self.min_log_var + F.softplus(log_var - self.min_log_var), logit
+        var = self.min_log_var.exp() + self.max_log_var.exp() * torch.sigmoid(raw - self.max_log_var)
+        return mean, var.log(), logit
 
     def predict(self, state: State, action: Tensor) -> EnsemblePrediction:
         """What every member says of ``(state [B], action [B, A])``; differentiable."""
         z = self.coordinates.from_obs(state.obs)
-        inputs = self.input_norm.normalize(torch.cat([self.coordinates.features(z), action], -1))
+        inputs = self.input_norm.normalize(self.coordinates.features(z, action))
         mean, log_var, logit = self._outputs(inputs.expand(self.members, *inputs.shape))
         return EnsemblePrediction(self, state.obs, action, mean, log_var, logit)
 
     @torch.no_grad()
     def uncertainty(self, state: State, action: Tensor, kind: Estimator) -> Tensor:
-        """``[B]`` uncertainty of the next state over the elites, in standardised units, by the named estimator."""
+        """``[B]`` uncertainty of the elites about the outputs that vary, in standardised units, by the named estimator.
+
+        The outputs are the change of the state and, where it is learned, the reward.
+        """
+        if kind in ("largest_std", "one_vs_rest_kl") and not self.probabilistic:
+            raise UserError("uncertainty", kind, "a deterministic ensemble has no variance; take std_of_means")
         prediction = self.predict(state, action)
-        elites = self.get_buffer("elites")
-        mean = prediction.target_mean[elites]
-        var = prediction.variance()[elites]
+        elites, varies = self.get_buffer("elites"), self.get_buffer("varies")
+        mean = prediction.target_mean[elites] * varies
+        var = prediction.variance()[elites] * varies
         if kind == "std_of_means":
             return mean.var(0, correction=0).sum(-1).sqrt()
         if kind == "std_of_samples":
