@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Generator, Tensor
@@ -15,6 +15,11 @@ from mbrl.planning.objective import Objective
 
 
 @dataclass
+class NoMemory(Record):
+    """The warm start of a planner that remembers nothing."""
+
+
+@dataclass
 class Plan(Record):
     """What to do in ``B`` environments."""
 
@@ -22,9 +27,9 @@ class Plan(Record):
     """``[H, B, A]`` platform actions"""
     value: Tensor
     """``[B]`` value that the objective gives them; -inf where no candidate was finite"""
-    warm_start: Record | None
+    warm_start: Record = field(default_factory=NoMemory)
     """Planner memory for the next call, already shifted by one step; rows belong to environments"""
-    stats: dict[str, Tensor]
+    stats: dict[str, Tensor] = field(default_factory=dict)
     """Diagnostics such as ``iterations``, each a scalar or ``[B]``"""
 
 
@@ -40,9 +45,9 @@ class Planner(ABC):
         self.spec = spec
         self.horizon = horizon
 
-    @abstractmethod
     def initial(self, batch: int, device: Any = "cpu") -> Record:
         """Warm start of ``batch`` environments at an episode's start; every tensor is ``[batch, ...]``."""
+        return NoMemory()
 
     @abstractmethod
     def plan(
