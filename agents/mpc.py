@@ -151,7 +151,7 @@ class MPCAgent(Agent):
             return {}
         buffer = self.buffers["real"]
         report = self.fitter.fit(self.model, buffer.all().to(self.device), self.generator)
-        clock.updates += int(report["updates"])
+        clock.updates += int(report["gradient_steps"])
         self._bound = None
         slots = clock.env_steps - clock.previous_env_steps
         gap = plan_gap(buffer, self.planner.horizon, self.fit_every, slots)

@@ -11,6 +11,7 @@ import gymnasium as gym
 
 from envs.boundary import BoundaryEnv
 from envs.errors import UserError
+from envs.mujoco_log import say_warnings_once
 from envs.physics.base import Physics
 from envs.rendering import gl_backend, working_gl
 from envs.spec import EnvSpec
@@ -133,6 +134,8 @@ def _from_gymnasium(id: str, limit: int | None, kwargs: Mapping[str, Any]) -> gy
     if id not in gym.registry:
         fix = "no environment of this name is registered; give a Gymnasium id, module:Class or dmc:domain-task."
         raise UserError("env", id, fix, gym.registry)
+    if "mujoco" in str(gym.registry[id].entry_point):
+        say_warnings_once()
     return _guarded(id, gym.make, id, max_episode_steps=limit, disable_env_checker=True, **kwargs)
 
 

@@ -78,7 +78,7 @@ class Fitter:
         limit = self.first_updates if self.fits == 0 else self.max_updates
         updates, epochs, loss = self._train(model, optimizer, rows, train, held, weights, generator, limit)
         self.fits += 1
-        report = {"updates": float(updates), "epochs": float(epochs), "loss": loss, "rows": float(len(data))}
+        report = {"gradient_steps": float(updates), "epochs": float(epochs), "loss": loss, "rows": float(len(data))}
         if len(held):
             score, extra = model.holdout_score(rows[held])
             model.set_elites(score)

@@ -1,0 +1,1 @@
+"""Long measurements, each `mbrl bench NAME`; their raw results lie in experiments/results."""
