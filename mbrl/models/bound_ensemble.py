@@ -15,6 +15,10 @@ from mbrl.models.base import DynamicsModel, Estimator, Prediction, Propagation, 
 if TYPE_CHECKING:
     from mbrl.models.ensemble import ProbabilisticEnsemble
 
+CHUNK_ROWS = {"cpu": 256}
+"""Rows a member that one step moves at once, by device. Measured on a CPU with 7 networks of 4 layers of width 200:
+256 and 512 cost the same, 64 and all at once a tenth to a third more. Other devices want one large call."""
+
 
 class BoundEnsemble(DynamicsModel):
     """Steps as its :class:`ProbabilisticEnsemble` did when it was bound; later fits do not reach :meth:`step` and
@@ -108,16 +112,24 @@ class BoundEnsemble(DynamicsModel):
         order = torch.arange(places, device=device)
         if generator is not None:
             order = torch.randperm(places, generator=generator, device=device)
-        back, order = order.argsort()[:rows], order.clamp(max=rows - 1)
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(places, device=device))[:rows]
+        order = order.clamp(max=rows - 1)
         z = self.coordinates.from_obs(state.obs)
-        grouped = z[order].unflatten(0, (self.active, -1))
+        grouped, acting = (x.index_select(0, order).unflatten(0, (self.active, -1)) for x in (z, action))
         noise = None
         if generator is not None:
             noise = torch.randn(*grouped.shape[:2], self.target_size, generator=generator, device=device)
-        next_z, heads = self._advance(grouped, action[order].unflatten(0, (self.active, -1)), noise)
-        next_z, heads = next_z.flatten(0, 1)[back], heads.flatten(0, 1)[back]
+        next_z, heads = (x.flatten(0, 1).index_select(0, back) for x in self._in_chunks(grouped, acting, noise))
         next_obs = self.coordinates.to_obs(next_z)
         return Step(State(next_obs), *self._judge(state.obs, action, next_obs, next_z, heads))
+
+    def _in_chunks(self, z: Tensor, action: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """:meth:`_advance`, a block of rows at a time, so that what a layer writes is in the cache when it is read."""
+        size = CHUNK_ROWS.get(z.device.type, z.shape[1])
+        blocks = [slice(i, i + size) for i in range(0, z.shape[1], size)]
+        moved = [self._advance(z[:, b], action[:, b], None if noise is None else noise[:, b]) for b in blocks]
+        next_z, heads = zip(*moved, strict=True)
+        return torch.cat(next_z, 1), torch.cat(heads, 1)
 
     @torch.no_grad()
     def rollout(
