@@ -25,7 +25,7 @@ def generator(run_seed: int, *stream: str | int, device: torch.device | str = "c
 @contextmanager
 def seeded(source: torch.Generator) -> Iterator[None]:
     """Run library code that only knows the global random states from ``source``; they are restored afterwards."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all()
     seed = int(torch.randint(2**31, (1,), generator=source, device=source.device))
     random.seed(seed)
     np.random.seed(seed)
@@ -36,3 +36,4 @@ def seeded(source: torch.Generator) -> Iterator[None]:
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])
+        torch.cuda.set_rng_state_all(before[3])
