@@ -101,6 +101,7 @@ class ReplayBuffer:
             raise IndexError(f"buffer holds ids {low}..{high}, asked for {int(ids.min())}..{int(ids.max())}")
 
     def _rows(self, where: Tensor) -> Transitions:
+        self._need_rows()
         return unflatten({name: column[where] for name, column in self.columns.items() if name != "weight"})
 
     def all(self) -> Transitions:
