@@ -21,7 +21,7 @@ from experiments.benchmarks.pets_report import write_report
 
 TASKS = ("Pendulum-v1", "InvertedPendulum-v5", "mbrl/CartPoleSwingUp-v0", "Reacher-v5")
 ONE_NET = ("members=1", "probabilistic=false")
-LABELS = ("pets", "one-net", "oracle-mpc", "random")
+LABELS = ("pets", "oracle-mpc", "random", "one-net")
 KEPT = ("config.yaml", "versions.json", "metrics.jsonl")
 
 
@@ -65,8 +65,8 @@ def main(argv: Sequence[str]) -> int:
 def jobs(options: argparse.Namespace) -> Iterator[Job]:
     """Every run of the benchmark, the decisive ones first."""
     steps = [] if options.steps is None else ["--steps", str(options.steps)]
-    for env in options.env:
-        for label in options.labels:
+    for label in options.labels:
+        for env in options.env:
             seeds = {"pets": options.seeds, "one-net": options.control_seeds, "random": options.seeds}.get(label, 1)
             for seed in range(seeds):
                 yield Job(label, env, seed, ("train", *_recipe(label, steps), "--env", env, "--seed", str(seed)))
