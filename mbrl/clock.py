@@ -28,8 +28,7 @@ class Clock:
         """Whether this tick passed ``offset + i * every`` for some ``i >= 0``; never when ``every`` is 0."""
         if every <= 0 or self.env_steps < offset:
             return False
-        before = self.previous_env_steps - offset
-        return before < 0 or (self.env_steps - offset) // every > before // every
+        return (self.env_steps - offset) // every > (self.previous_env_steps - offset) // every
 
     def state_dict(self) -> dict[str, int | str]:
         return dict(vars(self))

@@ -32,6 +32,10 @@ from mbrl.seeding import derive_seed
 PENDULUM = env_spec("Pendulum-v1")
 
 
+def luck(seed: int = 0) -> Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def small_model(spec: EnvSpec) -> DynamicsModel:
     torch.manual_seed(0)
     return ProbabilisticEnsemble(spec, members=2, hidden=16)
@@ -244,6 +248,8 @@ def test_saved_and_loaded_it_acts_and_fits_the_same(moment: int, forget: str | N
     rows = run.agent.buffers["real"].all()
     agent = make_agent()
     agent.seed(9)
+    first = torch.ones(1, dtype=torch.bool)
+    agent.act(torch.zeros(1, 3), agent.initial_actor_state(1), first, "evaluate", luck())  # it had planned before
     with torch.no_grad():
         for parameter in agent.model.parameters():
             parameter.mul_(0.5)

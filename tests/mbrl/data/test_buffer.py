@@ -213,6 +213,15 @@ def test_neighbouring_rows_are_no_windows(generator: Generator) -> None:
     assert crossings(buffer[buffer.ids[0] + start[:, None] + torch.arange(3)]) > 350
 
 
+def test_steps_that_fit_together_do_not_join_two_episodes(generator: Generator) -> None:
+    """Episode 1's beginning was overwritten: its oldest row is step 3, where episode 0 had got to step 2."""
+    buffer = ReplayBuffer(6)
+    buffer.extend(rows(torch.arange(6), torch.tensor([0, 0, 0, 1, 1, 1])))
+    assert set(map(tuple, buffer.windows(200, 2, generator).obs[..., 0].tolist())) == {(0, 1), (1, 2), (3, 4), (4, 5)}
+    with pytest.raises(UserError, match="that many steps"):
+        buffer.windows(1, 4, generator)
+
+
 def test_new_rows_make_new_windows(generator: Generator) -> None:
     buffer = ReplayBuffer(10)
     buffer.extend(rows(torch.arange(3)))

@@ -95,6 +95,23 @@ def test_noise_is_learned_where_it_is() -> None:
     assert std(fitted(data, 300)).median() < 0.3 * truth.median()
 
 
+def test_reward_and_end_are_learned_where_they_are_not_known(system: Any) -> None:
+    """The end beats its base rate by far, the unknown part of the reward is found beside the known one."""
+    small = system("pair", "partly", "learned")
+    data, test = small.data(2000), small.data(1000, seed=1)
+    torch.manual_seed(0)
+    model = ProbabilisticEnsemble(small.spec, members=3, hidden=48)
+    Fitter(holdout=0.0, max_updates=600, max_epochs=1000, batch_size=128, lr=3e-3).fit(
+        model, data, torch.Generator().manual_seed(0)
+    )
+    path = model.rollout(State(test.obs), test.action[None], None, propagation="mean")
+    wrong = (path.terminated[0, 0] != test.terminated).float().mean()
+    assert wrong < 0.5 * test.terminated.float().mean()  # what never predicting an end gets wrong
+    unknown = test.reward - small.spec.known_reward(test.obs, test.action, test.next_obs)
+    found = path.reward[0, 0] - small.spec.known_reward(test.obs, test.action, path.states.obs[1, 0])
+    assert (found - unknown).abs().mean() < 0.1 * unknown.abs().mean()
+
+
 def noisy_reward_run(monkeypatch: pytest.MonkeyPatch, arithmetic: bool) -> tuple[float, float]:
     """Epochs until early stopping, and relative one-step error, when the reward is a coin toss."""
     data, test = pendulum(600, seed=0), pendulum(500, seed=1)
