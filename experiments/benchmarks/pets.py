@@ -21,6 +21,8 @@ from experiments.benchmarks.pets_report import write_report
 
 TASKS = ("Pendulum-v1", "InvertedPendulum-v5", "mbrl/CartPoleSwingUp-v0", "Reacher-v5")
 ONE_NET = ("members=1", "probabilistic=false")
+NO_ORACLE = ("InvertedPendulum-v5",)
+"""Its best return, 1000, is known, and simulating MuJoCo inside the planner for 20,000 decisions takes an hour."""
 LABELS = ("pets", "oracle-mpc", "random", "one-net")
 KEPT = ("config.yaml", "versions.json", "metrics.jsonl")
 
@@ -68,6 +70,7 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
     for label in options.labels:
         for env in options.env:
             seeds = {"pets": options.seeds, "one-net": options.control_seeds, "random": options.seeds}.get(label, 1)
+            seeds = 0 if label == "oracle-mpc" and env in NO_ORACLE else seeds
             for seed in range(seeds):
                 yield Job(label, env, seed, ("train", *_recipe(label, steps), "--env", env, "--seed", str(seed)))
 
