@@ -73,20 +73,19 @@ class CheckpointStore:
         self.keep = max(1, keep)
         self._stores: dict[str, BufferStore] = {}
         self._oldest_needed: dict[str, list[int]] = {}
-        with disk_errors(directory):
-            directory.mkdir(parents=True, exist_ok=True)
 
     def found(self) -> list[Found]:
         """Every checkpoint, oldest first."""
         matches = [(path, NAME.fullmatch(path.name)) for path in self.directory.glob("step-*.pt")]
         return sorted(
             (Found(path, int(m[1]), m[2]) for path, m in matches if m),
-            key=lambda found: (found.env_steps, found.path.stat().st_mtime_ns),
+            key=lambda found: (found.env_steps, _written(found.path)),
         )
 
     def save(self, env_steps: int, state: dict[str, Any], buffers: dict[str, ReplayBuffer]) -> Path:
         """Write one checkpoint of ``state`` (tensors, numbers, strings, lists, dicts) and the buffers' new rows."""
         with disk_errors(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
             counts = {name: self._append(name, buffer) for name, buffer in buffers.items()}
             data = _to_bytes({"format": FORMAT, "buffers": counts, **state})
             digest = hashlib.blake2b(data, digest_size=8).hexdigest()
@@ -100,16 +99,27 @@ class CheckpointStore:
         write_atomically(self.directory / "best.pt", _to_bytes({"format": FORMAT, **state}))
 
     def load_best(self) -> dict[str, Any]:
-        return _from_bytes(self.directory / "best.pt", None)
+        path = self.directory / "best.pt"
+        if not path.is_file():
+            raise UserError(str(path), "missing", "this run has not been evaluated yet; leave --best out")
+        return _from_bytes(path, None)
 
     def load_latest(self) -> dict[str, Any] | None:
         """The newest checkpoint, or None when the run was stopped before its first.
 
         Raises ``UserError`` when it is damaged. No code in the file is run.
         """
+        while found := self.found():
+            try:
+                return _from_bytes(found[-1].path, found[-1].digest)
+            except UserError:
+                if found[-1].path.exists():
+                    raise  # else the run is alive and has moved on to a newer one
+        return None
+
+    def remove_leftovers(self) -> None:
+        """Clear what a killed process left half-written. Only for the process that holds the run's lock."""
         remove_leftovers(self.directory)
-        found = self.found()
-        return _from_bytes(found[-1].path, found[-1].digest) if found else None
 
     def restore_buffers(self, state: dict[str, Any], buffers: dict[str, ReplayBuffer]) -> None:
         """Fill the agent's buffers as the checkpoint counted them, and forget rows that came later."""
@@ -141,6 +151,14 @@ class CheckpointStore:
             needed = [*self._oldest_needed.get(name, [0]), _oldest(buffer)][-self.keep :]
             self._oldest_needed[name] = needed
             self._store(name).prune(min(needed))
+
+
+def _written(path: Path) -> int:
+    """When it was written; 0 when it has just been rotated away."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _oldest(buffer: ReplayBuffer) -> int:

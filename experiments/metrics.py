@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -74,12 +75,22 @@ class MetricsLog:
         with disk_errors(path):
             self._file = path.open("ab")
         self._lock()
+        self._sum = _digest(b"")
+
+    def verify(self, offset: int, digest: str) -> None:
+        """The first ``offset`` bytes are what a checkpoint remembers, else ``UserError``."""
+        with disk_errors(self.path):
+            data = self.path.read_bytes()
+        if len(data) < offset or _digest(data[:offset]).hexdigest() != digest:
+            fix = "it was changed or cut short after it was written, so the run cannot be continued; train it anew"
+            raise UserError(str(self.path), f"{len(data)} bytes", fix)
 
     def cut(self, offset: int) -> None:
-        """Forget what was written beyond ``offset`` bytes (what a checkpoint remembers)."""
+        """Forget what was written beyond ``offset`` bytes."""
         with disk_errors(self.path):
             self._file.truncate(offset)
             self._file.seek(0, 2)
+            self._sum = _digest(self.path.read_bytes())
 
     def _lock(self) -> None:
         try:
@@ -92,8 +103,10 @@ class MetricsLog:
 
     def write(self, record: Mapping[str, Any]) -> None:
         with disk_errors(self.path):
-            self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+            line = json.dumps(record, allow_nan=False).encode() + b"\n"
+            self._file.write(line)
             self._file.flush()
+        self._sum.update(line)
 
     def offset(self) -> int:
         """Bytes written, all of them safely on disk."""
@@ -101,5 +114,13 @@ class MetricsLog:
             sync(self._file)
             return self._file.tell()
 
+    def digest(self) -> str:
+        """Digest of what was written so far."""
+        return self._sum.hexdigest()
+
     def close(self) -> None:
         self._file.close()
+
+
+def _digest(data: bytes) -> hashlib.blake2b:
+    return hashlib.blake2b(data, digest_size=8)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Mapping
 from typing import IO, Any
 
+from envs.errors import UserError
 from experiments.metrics import MetricsLog, make_record
 from experiments.run import RunDirectory
 from mbrl.clock import Clock
@@ -24,9 +26,22 @@ class Reporter:
     def __init__(self, run: RunDirectory, steps: int, quiet: bool = False) -> None:
         self.run, self._steps, self._quiet = run, steps, quiet
         self.log = MetricsLog(run.metrics)
+        self.config_digest = hashlib.blake2b(run.config.read_bytes(), digest_size=8).hexdigest()
         self._spent, self._began = 0.0, time.perf_counter()
         self._board: TensorBoard | None = None
         self._terminal = Terminal()
+
+    def verify(self, state: Mapping[str, Any] | None) -> None:
+        """The run's files are as the checkpoint with this ``state`` remembers them, else ``UserError``."""
+        if state is None:
+            if self.log.offset():
+                fix = "there are records but no checkpoint to continue from; train anew with another --out"
+                raise UserError(str(self.run.checkpoints), "empty", fix)
+            return
+        self.log.verify(state["metrics_offset"], state["metrics_digest"])
+        if state["config_digest"] != self.config_digest:
+            fix = f"it was changed after the run began; `mbrl train {self.run.config}` starts a run with the changes"
+            raise UserError(str(self.run.config), "changed", fix)
 
     def begin(self, state: Mapping[str, Any] | None = None) -> None:
         """Start a run, or continue one as it was at the checkpoint with this ``state``."""
@@ -56,7 +71,8 @@ class Reporter:
             self._board.flush()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"metrics_offset": self.log.offset(), "seconds": self.seconds}
+        files = {"metrics_digest": self.log.digest(), "config_digest": self.config_digest}
+        return {"metrics_offset": self.log.offset(), "seconds": self.seconds, **files}
 
     def close(self) -> None:
         self._terminal.close()

@@ -81,8 +81,10 @@ class Session:
         try:
             checkpoints = CheckpointStore(run.checkpoints, self.config.checkpoint.keep)
             loop = OnlineLoop(self.config, self.agent, self.pool, self.evaluator, checkpoints, reporter)
+            checkpoints.remove_leftovers()
             state = checkpoints.load_latest()
             with foreign_state(run.path):
+                reporter.verify(state)
                 if state is not None:
                     loop.load_state_dict(state)
             if not loop.finished:

@@ -42,11 +42,13 @@ class OnlineLoop:
         self.actor_state: ActorState = agent.initial_actor_state(config.num_envs)
         self.returns = np.zeros(config.num_envs)
         self.best = -np.inf
+        self.started = False
         self.finished = False
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the final evaluation's values."""
-        if self.clock.env_steps == 0:
+        if not self.started:
+            self.started = True
             self.pool.reset()
             self.save()
         while self.clock.env_steps < self.config.steps:
@@ -130,7 +132,7 @@ class OnlineLoop:
         self.pool.load_state_dict(state["pool"])
         self.returns = state["returns"].numpy().copy()
         self.generator.set_state(state["generator"])
-        self.best, self.finished = state["best"], state["finished"]
+        self.best, self.finished, self.started = state["best"], state["finished"], True
         set_global_random_states(state["global"])
 
 

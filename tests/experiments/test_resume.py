@@ -95,6 +95,51 @@ def test_killed_and_resumed_equals_uninterrupted(workplace: Path) -> None:
     assert records(workplace / "killed") == records(workplace / "whole")
 
 
+@pytest.mark.parametrize("step", [0, 1, 5, 11])
+def test_killed_before_the_first_periodic_checkpoint(workplace: Path, step: int) -> None:
+    """Step 0 is before anything was written. The kill is real: the process ends without a chance to tidy up."""
+    short = [*train("whole", steps=60, checkpoint=1000), "--env.max_episode_steps=4"]
+    assert main(short) == 0
+    doomed = [word.replace("--out=whole", "--out=killed") for word in short]
+    code = f"""
+import os, signal
+from experiments.loops.online import OnlineLoop
+from experiments.cli import main
+advance, rounds = OnlineLoop.advance, iter(range(100))
+def dying(loop):
+    next(rounds) == {step} - 1 and os.kill(os.getpid(), signal.SIGKILL)
+    advance(loop)
+OnlineLoop.advance = dying
+if {step} == 0:
+    OnlineLoop.save = lambda loop: os.kill(os.getpid(), signal.SIGKILL)
+main({doomed!r})
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == -signal.SIGKILL
+    assert main(["resume", "killed", "--trust", "toy_agent", "--quiet"]) == 0
+    assert records(workplace / "killed") == records(workplace / "whole")
+
+
+@pytest.mark.parametrize("harm", ["no checkpoint", "short metrics", "other metrics", "other config"])
+def test_a_run_whose_files_were_changed_is_not_continued(
+    workplace: Path, harm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = workplace / "run"
+    assert main(train("run", steps=80)) == 0
+    if harm == "no checkpoint":
+        for checkpoint in (run / "checkpoints").glob("step-*.pt"):
+            checkpoint.unlink()
+    elif harm == "other config":
+        (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("steps: 80", "steps: 160"))
+    else:
+        text = (run / "metrics.jsonl").read_text()
+        (run / "metrics.jsonl").write_text(text[:-40] if harm == "short metrics" else text.replace("return", "Return"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert main(["resume", "run", "--trust", "toy_agent", "--quiet"]) == 2
+    assert capsys.readouterr().err.count("error:") == 1
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_pets_killed_ten_times_equals_uninterrupted(workplace: Path) -> None:
