@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -22,6 +24,20 @@ from envs.spec import EnvSpec, KnownFunction
 from envs.variants import checked_params, variant_of
 
 Info = dict[str, Any]
+
+LARGEST = np.float64(np.finfo(np.float32).max)
+"""Observations and rewards are learned from in float32; what is larger would be infinite there."""
+
+CONTRACT: Mapping[str, str] = {
+    "reset": "reset(self, *, seed=None, options=None), which returns (observation, info)",
+    "step": "step(self, action), which returns (observation, reward, terminated, truncated, info)",
+}
+"""The methods that an environment must have, in the words of an error message."""
+
+CALLERS = frozenset({__name__, "gymnasium.core", "gymnasium.wrappers.common"})
+"""Modules that call an environment: an error raised in one of them is about how it is called, or what it returns."""
+
+_log = logging.getLogger(__name__)
 
 
 class BoundaryEnv(gym.Wrapper[Any, Any, Any, Any]):
@@ -44,7 +60,8 @@ class BoundaryEnv(gym.Wrapper[Any, Any, Any, Any]):
         kwargs: constructor arguments to record in the fingerprint.
 
     Raises:
-        UserError: an unsupported space or parameter, now; a non-finite observation, reward or action, at its step.
+        UserError: an unsupported space or parameter, now; a non-finite observation, reward or action, at its step;
+            whatever the environment itself raises, with that as its cause.
     """
 
     def __init__(
@@ -86,22 +103,40 @@ class BoundaryEnv(gym.Wrapper[Any, Any, Any, Any]):
         rest = dict(options or {})
         changed = rest.pop("params", None)
         self._apply({**self._base_params, **self._checked(changed or {})})
-        observation, info = self.env.reset(seed=seed, options=rest or None)
+        with self._foreign("reset"):
+            result: Any = self.env.reset(seed=seed, options=rest or None)
+        if not (isinstance(result, (tuple, list)) and len(result) == 2 and isinstance(result[1], Mapping)):
+            fix = f"reset returned a {type(result).__name__}; it must be {CONTRACT['reset']}."
+            raise UserError("env", self.id, fix)
+        observation, info = result[0], dict(result[1])
         self._steps = 0
         if changed:
-            info = {**info, "params": self.params}
+            info["params"] = self.params
         return self._checked_obs(observation), info
 
     def step(self, action: Any) -> tuple[NDArray[Any], float, bool, bool, Info]:
         env_action = self._scale(self._checked_action(action))
         total = 0.0
-        for _ in range(self.action_repeat):
-            observation, reward, terminated, truncated, info = self.env.step(env_action)
-            self._steps += 1
-            total += self._checked_reward(reward)
-            if terminated or truncated:
-                break
-        return self._checked_obs(observation), total, bool(terminated), bool(truncated), info
+        try:
+            for _ in range(self.action_repeat):
+                self._steps += 1
+                observation, reward, terminated, truncated, info = self.env.step(env_action)
+                total += self._checked_reward(reward)
+                if terminated or truncated:
+                    break
+            ends = bool(terminated), bool(truncated)
+        except UserError:
+            raise
+        except Exception as error:  # foreign code; whatever it raises is about this environment
+            raise self._broken("step", error) from error
+        return self._checked_obs(observation), total, *ends, info
+
+    def close(self) -> None:
+        """Close the environment. What it raises is logged only: the work is done, and its results must not be lost."""
+        try:
+            super().close()  # type: ignore[no-untyped-call]
+        except Exception as error:  # foreign code, as in step
+            _log.warning("environment %s: close raised %s: %s", self.id, type(error).__name__, error)
 
     def render(self) -> Any:
         """As the environment's own; MuJoCo draws with a GL backend that works here, with or without a display.
@@ -124,7 +159,8 @@ class BoundaryEnv(gym.Wrapper[Any, Any, Any, Any]):
     def get_state(self) -> Info:
         """All that the episode depends on, of JSON values and arrays. Only where :attr:`restorable`."""
         base: Any = self.env.unwrapped
-        return {"env": base.get_state(), "steps": self._steps}
+        with self._foreign("get_state"):
+            return {"env": base.get_state(), "steps": self._steps}
 
     def set_state(self, state: Mapping[str, Any]) -> NDArray[Any] | None:
         """Restore what :meth:`get_state` returned; the time limit's count too. Reset at least once before.
@@ -132,7 +168,8 @@ class BoundaryEnv(gym.Wrapper[Any, Any, Any, Any]):
         Returns the observation there ``[D]`` when the environment's own ``set_state`` does.
         """
         base: Any = self.env.unwrapped
-        observation = base.set_state(state["env"])
+        with self._foreign("set_state"):
+            observation = base.set_state(state["env"])
         self._applied = None  # the state may carry parameters; the next reset sets them again
         self._steps = int(state["steps"])
         layer: Any = self.env
@@ -162,8 +199,27 @@ class BoundaryEnv(gym.Wrapper[Any, Any, Any, Any]):
 
     def _apply(self, params: dict[str, float]) -> None:
         if self._variant is not None and params != self._applied:
-            self._variant.apply(params)
+            with self._foreign("set_params"):
+                self._variant.apply(params)
             self._applied = params
+
+    @contextmanager
+    def _foreign(self, method: str) -> Iterator[None]:
+        """The environment's own code runs inside; its errors become the user's."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # foreign code; whatever it raises is about this environment
+            raise self._broken(method, error) from error
+
+    def _broken(self, method: str, error: Exception) -> UserError:
+        what = f"step {self._steps} of an episode" if method == "step" else method
+        raised = f"{what} raised {type(error).__name__}: {error}"
+        if method in CONTRACT and isinstance(error, (TypeError, ValueError)) and _raised_by_caller(error):
+            return UserError("env", self.id, f"{raised}; it must be {CONTRACT[method]}.")
+        under = f", under the physics parameters {self._base_params}" if self._base_params else ""
+        return UserError("env", self.id, f"{raised}{under}; mend the environment (--debug shows where).")
 
     def _checked_action(self, action: Any) -> Any:
         if not self._scale.spec.discrete and not np.isfinite(action).all():
@@ -171,19 +227,37 @@ class BoundaryEnv(gym.Wrapper[Any, Any, Any, Any]):
         return action
 
     def _checked_reward(self, reward: Any) -> float:
-        value = float(reward)
-        if not math.isfinite(value):
-            raise UserError(f"{self.id}: reward", value, f"is not finite, at step {self._steps} of an episode.")
+        value = float(reward) if isinstance(reward, float) else self._number(reward)
+        if not abs(value) <= LARGEST:  # NaN too
+            fix = f"{_not_finite(value)}, at step {self._steps} of an episode."
+            raise UserError(f"{self.id}: reward", value, fix)
         return value
 
+    def _number(self, reward: Any) -> float:
+        """A reward that is no float: an integer, a truth value, or an array of one of them."""
+        fix = f"at step {self._steps} of an episode; a reward is one number, it must be {CONTRACT['step']}."
+        try:
+            array = np.asarray(reward)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{self.id}: reward", reward, fix) from error
+        if array.size != 1 or array.dtype.kind not in "fiub":
+            raise UserError(f"{self.id}: reward", reward, fix)
+        return float(array.item())
+
     def _checked_obs(self, observation: Any) -> NDArray[Any]:
-        flat = self._flat(observation)
+        try:
+            flat = self._flat(observation)
+        except Exception as error:  # an observation may be any object, and convert itself in any way
+            method = "step" if self._steps else "reset"
+            seen = observation if observation is None or isinstance(observation, str) else type(observation).__name__
+            fix = f"is no observation of {self.env.observation_space}; {method} must be {CONTRACT[method]}."
+            raise UserError(f"{self.id}: observation", seen, fix) from error
         if flat.shape != self.observation_space.shape:
             fix = f"the observation_space promises shape {self.observation_space.shape}."
             raise UserError(f"{self.id}: observation", flat.shape, fix)
-        if not np.isfinite(flat).all():
-            worst = int(np.flatnonzero(~np.isfinite(flat))[0])
-            fix = f"is not finite, at step {self._steps} of an episode."
+        if not (np.abs(flat) <= LARGEST).all():  # NaN too
+            worst = int(np.flatnonzero(~(np.abs(flat) <= LARGEST))[0])
+            fix = f"{_not_finite(float(flat[worst]))}, at step {self._steps} of an episode."
             raise UserError(f"{self.id}: {self._flat.name_of(worst)}", float(flat[worst]), fix)
         return flat
 
@@ -214,6 +288,33 @@ class BoundaryEnv(gym.Wrapper[Any, Any, Any, Any]):
             costs={} if repeated else known.costs,
             quadratic=None if repeated else known.quadratic,
         )
+
+
+def try_out(make: Callable[[], BoundaryEnv]) -> None:
+    """Build one environment, reset it, take one step and close it.
+
+    Raises:
+        UserError: it is broken in a way that the first step shows.
+    """
+    env = make()
+    try:
+        env.reset(seed=0)
+        action = env.env_spec.action
+        env.step(0 if action.discrete else np.zeros(action.size, dtype=np.float32))
+    finally:
+        env.close()
+
+
+def _raised_by_caller(error: Exception) -> bool:
+    """Whether the call or its result was at fault, and not a line of the environment."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__") in CALLERS
+
+
+def _not_finite(value: float) -> str:
+    return "is too large for float32" if math.isfinite(value) else "is not finite"
 
 
 def class_knowledge(env: gym.Env[Any, Any], where: str) -> Knowledge | None:

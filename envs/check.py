@@ -103,7 +103,7 @@ def check_env(id: str, *, steps: int = 1000, render: bool = True, **kwargs: Any)
     findings += _restoring(make)
     if render:
         findings.append(_rendering(make, env))
-    env.close()  # type: ignore[no-untyped-call]
+    env.close()
     return CheckReport(id, tuple(findings), _restorability(findings))
 
 
@@ -129,7 +129,7 @@ def _ask(question: Callable[[], Finding], name: str = "stepping") -> Finding:
         with _quiet():
             return question()
     except UserError as error:
-        return Finding(name, "fail", str(error), "return finite values of the promised shape")
+        return Finding(name, "fail", str(error), "change what the message names")
     except Exception as error:  # whatever foreign code raises is a finding about it
         return Finding(name, "fail", f"{type(error).__name__}: {error}", "see the message")
 
@@ -353,7 +353,7 @@ def _frame(make: Make) -> Finding:
     env = make(render_mode="rgb_array")
     env.reset(seed=0)
     frame: Any = env.render()
-    env.close()  # type: ignore[no-untyped-call]
+    env.close()
     if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3:
         return Finding("rendering", "ok", f"draws {frame.shape[1]} x {frame.shape[0]} pixels")
     return Finding("rendering", "fail", f"render() gave {type(frame).__name__}", "return a uint8 array [H, W, 3]")

@@ -270,6 +270,10 @@ class _Slot(gym.Wrapper[Any, Any, Any, Any]):
         obs, reward, terminated, truncated, _ = self._report(self.env.step, action)
         return obs, reward, terminated, truncated, {}
 
+    def get_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._report(self.env.get_state)
+        return state
+
     def restore(self, plans: Sequence[Mapping[str, Any]]) -> Any:
         """From the episode's start to where it was; the observation there, None when it is the start or not told."""
         plan, obs = plans[self._slot], None

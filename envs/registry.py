@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any
 
 import gymnasium as gym
@@ -29,6 +31,9 @@ OWN: Mapping[str, tuple[str, int]] = {
     "mbrl/VanDerPol-v0": ("envs.oscillator:VanDerPol", 100),
 }
 """The platform's own environments: Gymnasium id -> class, episode limit."""
+
+PACKAGES = ("envs", "mbrl", "agents", "experiments")
+"""The platform's packages: they stand before a user's folders of the same names."""
 
 _SCHEMES: dict[str, Loader] = {}
 
@@ -68,9 +73,7 @@ def make_env(
     Raises:
         UserError: an unknown name, a class that cannot be imported or built, an unsupported space or parameter.
     """
-    whole = isinstance(max_episode_steps, int) and not isinstance(max_episode_steps, bool)
-    if max_episode_steps is not None and (not whole or max_episode_steps < 1):
-        raise UserError(f"{id}: max_episode_steps", max_episode_steps, "give a whole number of at least 1.")
+    max_episode_steps = _checked_limit(id, max_episode_steps)
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
     env = _make_raw(id, max_episode_steps, kwargs)
@@ -82,7 +85,7 @@ def env_spec(id: str, **kwargs: Any) -> EnvSpec:
     """What is known of an environment; arguments as for :func:`make_env`."""
     env = make_env(id, **kwargs)
     spec = env.env_spec
-    env.close()  # type: ignore[no-untyped-call]
+    env.close()
     return spec
 
 
@@ -126,8 +129,17 @@ def _make_raw(id: str, limit: int | None, kwargs: Mapping[str, Any]) -> gym.Env[
     loader = _SCHEMES.get(head)
     env = _guarded(id, loader, name, **kwargs) if loader else _from_module(id, head, name, kwargs)
     if limit is None and env is env.unwrapped:  # a bare class may name its own limit
-        limit = getattr(env, "max_episode_steps", None)
+        limit = _checked_limit(id, getattr(env, "max_episode_steps", None))
     return env if limit is None else gym.wrappers.TimeLimit(env, limit)
+
+
+def _checked_limit(id: str, limit: Any) -> int | None:
+    """An episode limit as given by the user or by the environment's class."""
+    if limit is None:
+        return None
+    if not isinstance(limit, Integral) or isinstance(limit, bool) or limit < 1:
+        raise UserError(f"{id}: max_episode_steps", limit, "give a whole number of at least 1.")
+    return int(limit)
 
 
 def _from_gymnasium(id: str, limit: int | None, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
@@ -144,7 +156,9 @@ def _from_module(id: str, module_name: str, name: str, kwargs: Mapping[str, Any]
     kind = getattr(module, name, None)
     if kind is None:
         classes = [n for n, value in vars(module).items() if isinstance(value, type) and issubclass(value, gym.Env)]
-        fix = f"module {module_name} has no {name!r}; its environments: {', '.join(classes) or 'none'}."
+        origin = getattr(module, "__file__", None) or "built into Python"
+        found = f"module {module_name} ({origin}{_shadowing(module_name)}) has no {name!r}"
+        fix = f"{found}; its environments: {', '.join(classes) or 'none'}."
         raise UserError("env", id, fix, [f"{module_name}:{c}" for c in classes])
     if not (isinstance(kind, type) and issubclass(kind, gym.Env)):
         raise UserError("env", id, f"{name} is a {type(kind).__name__}, not a subclass of gymnasium.Env.")
@@ -157,12 +171,23 @@ def _import(id: str, module_name: str) -> Any:
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         if module_name == missing or module_name.startswith(missing + "."):
-            fix = f"there is no module {missing!r} on the import path (sys.path); check the name and the directory."
+            origin = _shadowing(module_name) or " on the import path (sys.path); check the name and the directory"
+            fix = f"there is no module {missing!r}{origin}."
             raise UserError("env", id, fix, [f"{scheme}:" for scheme in _SCHEMES]) from error
         raise UserError("env", id, f"module {module_name} needs {missing!r}, which is not installed.") from error
     except Exception as error:  # a user's module may fail in any way; all of them are the user's to fix
         fix = f"importing {module_name} failed: {type(error).__name__}: {error}"
         raise UserError("env", id, fix) from error
+
+
+def _shadowing(module_name: str) -> str:
+    """Why a module may not be the user's own of that name, and what to do; empty when it must be theirs."""
+    top = module_name.partition(".")[0]
+    if top in PACKAGES:
+        return f"; {top!r} is the platform's own package and shadows a folder of yours of that name: rename yours"
+    if top in sys.stdlib_module_names:
+        return f"; {top!r} is Python's own module and shadows a file of yours of that name: rename yours"
+    return ""
 
 
 def _guarded(id: str, build: Loader, *args: Any, **kwargs: Any) -> gym.Env[Any, Any]:

@@ -37,9 +37,15 @@ class FlatObservation:
         self.space = spaces.Box(low, high, dtype=dtype.type)
 
     def __call__(self, observation: Any) -> NDArray[Any]:
-        """The flat vector, always a fresh array: some environments go on writing to theirs."""
-        parts = [np.asarray(_entry(observation, path)).ravel() for path in self._paths]
-        return np.concatenate(parts).astype(self.space.dtype, copy=False)
+        """The flat vector, always a fresh array: some environments go on writing to theirs.
+
+        Raises:
+            TypeError: the observation, or an entry, is not made of numbers.
+        """
+        whole = np.concatenate([np.asarray(_entry(observation, path)).ravel() for path in self._paths])
+        if whole.dtype.kind not in "fiub":  # None and text would convert, to NaN or to what they spell
+            raise TypeError(f"{whole.dtype} is no number")
+        return whole.astype(self.space.dtype, copy=False)
 
     def name_of(self, index: int) -> str:
         """A readable name of one entry of the vector."""

@@ -15,8 +15,8 @@ from envs.pool import EnvPool
 from experiments.config import EvaluationConfig, RunConfig, make_one_env
 from mbrl.seeding import seeded
 
-LONGEST_EPISODE = 100_000
-"""Env steps after which an evaluation episode counts as endless."""
+LONGEST_EPISODE = 10_000
+"""Steps after which an evaluation episode counts as endless, where the environment declares no limit."""
 
 
 class Evaluator:
@@ -70,9 +70,12 @@ class Evaluator:
             returns[which] += step.reward[counts]
             lengths[which] += 1
             over[which] |= step.ended[counts]
-            if lengths.max() > LONGEST_EPISODE:
-                fix = "an evaluation episode does not end; give the environment a limit"
-                raise UserError("env.max_episode_steps", pool.spec.max_episode_steps, fix)
+            if pool.spec.max_episode_steps is None and lengths.max() >= LONGEST_EPISODE and not over.all():
+                fix = (
+                    f"an evaluation episode did not end within {lengths.max()} steps, and {pool.spec.id} has no limit;"
+                    " set env.max_episode_steps, for example --env.max_episode_steps=1000"
+                )
+                raise UserError("env.max_episode_steps", None, fix)
             pool.reset_ended()
         return returns, lengths, calls, acting
 

@@ -10,6 +10,7 @@ import torch
 
 from agents.base import Agent
 from envs.boundary import BoundaryEnv
+from envs.errors import UserError
 from experiments.config import RunConfig, make_one_env
 from mbrl import seeding
 
@@ -17,14 +18,32 @@ from mbrl import seeding
 def record(agent: Agent, config: RunConfig, path: Path) -> tuple[Path | None, str]:
     """The first evaluation episode as ``path`` (mp4); or None and why there is none."""
     try:
+        if problem := _missing_rendering(config):
+            return None, f"the environment offers no rgb_array rendering: {problem}"
         env = make_one_env(config.env, render_mode="rgb_array")()
         try:
             frames, rate = _play(agent, env, config)
         finally:
-            env.close()  # type: ignore[no-untyped-call]
+            env.close()
         return _write(path, frames, rate), ""
     except Exception as error:  # graphics fail in as many ways as there are drivers; a run must not
-        return None, f"this machine cannot draw it ({type(error).__name__}: {str(error).splitlines()[0]})"
+        return None, f"this machine cannot draw it ({type(error).__name__}: {' '.join(str(error).split())})"
+
+
+def _missing_rendering(config: RunConfig) -> str:
+    """What the environment's class lacks to draw frames; empty when nothing."""
+    env = make_one_env(config.env)()
+    modes = (env.metadata or {}).get("render_modes") or ()
+    env.close()
+    if "rgb_array" not in modes:
+        return "name it in metadata['render_modes'] of its class"
+    try:
+        make_one_env(config.env, render_mode="rgb_array")().close()
+    except UserError as error:
+        if isinstance(error.__cause__, TypeError):  # built without a render mode it could be
+            return f"its constructor must take render_mode ({error.__cause__})"
+        raise
+    return ""
 
 
 def _play(agent: Agent, env: BoundaryEnv, config: RunConfig) -> tuple[list[Any], float]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import sample_envs
@@ -12,6 +14,7 @@ import torch
 from gymnasium import spaces
 
 from envs import BoundaryEnv, UserError, make_env
+from envs.boundary import try_out
 from envs.rendering import NO_GL, working_gl
 
 BOX = sample_envs.BOX
@@ -234,3 +237,113 @@ def test_mujoco_draws_without_a_display() -> None:
     env.reset(seed=0)
     assert env.render().ndim == 3
     env.close()
+
+
+class Scripted(sample_envs.Spaces):
+    """Returns what it is told to; a step that is an exception is raised."""
+
+    def __init__(self, start: Any = None, then: Any = None, space: Any = BOX) -> None:
+        super().__init__(space)
+        self.start = (np.zeros(2), {}) if start is None else start
+        self.then = (np.zeros(2), 1.0, False, False, {}) if then is None else then
+
+    def reset(self, **kwargs: Any) -> Any:
+        return self.start
+
+    def step(self, action: Any) -> Any:
+        if isinstance(self.then, Exception):
+            raise self.then
+        return self.then
+
+
+def rewarded(reward: Any) -> BoundaryEnv:
+    return BoundaryEnv(Scripted(then=(np.zeros(2), reward, False, False, {})), "mine")
+
+
+@pytest.mark.parametrize("reward", [1, True, np.float32(1.0), np.ones(1), np.ones((1, 1)), np.array(1.0), [1.0]])
+def test_a_reward_of_one_number_is_accepted(reward: Any) -> None:
+    env = rewarded(reward)
+    env.reset(seed=0)
+    value = env.step(np.zeros(1))[1]
+    assert type(value) is float
+    assert value == 1.0
+
+
+@pytest.mark.parametrize("reward", [None, "1.0", np.ones(2), [1.0, [2.0]], {}, np.array(None), 1j, 1e39, -np.inf])
+def test_any_other_reward_is_refused(reward: Any) -> None:
+    env = rewarded(reward)
+    env.reset(seed=0)
+    with pytest.raises(UserError, match=r"^mine: reward: .*step 1 "):
+        env.step(np.zeros(1))
+
+
+@pytest.mark.parametrize("start", [np.zeros(2), "hi", None, (np.zeros(2),), (np.zeros(2), 0.0), [0.0, 0.0]], ids=repr)
+def test_what_reset_must_return(start: Any) -> None:
+    env = Scripted()
+    env.start = start
+    with pytest.raises(UserError, match=r"'mine': reset returned a .*\(observation, info\)"):
+        BoundaryEnv(env, "mine").reset(seed=0)
+
+
+@pytest.mark.parametrize("obs", [None, "hello", np.array([0.0, None]), [0.0, [1.0]], {}], ids=repr)
+def test_what_an_observation_must_be(obs: Any) -> None:
+    for env, says in ((Scripted(start=(obs, {})), "info"), (Scripted(then=(obs, 1.0, False, False, {})), "truncated")):
+        with pytest.raises(UserError, match=f"mine: observation: .*{says}"):
+            try_out(lambda env=env: BoundaryEnv(env, "mine"))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("then", [(np.zeros(2), 1.0, False, {}), None, 3, (np.zeros(2), 1.0, np.zeros(2), False, {})])
+@pytest.mark.parametrize("limit", [None, 5])
+def test_what_step_must_return(then: Any, limit: int | None) -> None:
+    inner = Scripted()
+    inner.then = then
+    env = BoundaryEnv(inner if limit is None else gym.wrappers.TimeLimit(inner, limit), "mine")
+    env.reset(seed=0)
+    with pytest.raises(UserError, match=r"'mine': step 1 of .*\(observation, reward, terminated, truncated, info\)"):
+        env.step(np.zeros(1))
+
+
+def test_what_step_raises_is_named_and_kept() -> None:
+    fault = TypeError("no arm")
+    env = BoundaryEnv(Scripted(then=fault), "mine")
+    env.reset(seed=0)
+    with pytest.raises(UserError, match="'mine': step 1 of an episode raised TypeError: no arm; mend") as caught:
+        env.step(np.zeros(1))
+    assert caught.value.__cause__ is fault
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_observations_must_fit_float32(dtype: type) -> None:
+    space = spaces.Box(-np.inf, np.inf, (2,), dtype)
+    largest = float(min(np.finfo(dtype).max, np.finfo(np.float32).max))
+    env = BoundaryEnv(Scripted((np.array([0.0, largest], dtype), {}), space=space), "mine")
+    assert np.isfinite(env.reset()[0].astype(np.float32)).all()
+    for bad in (1e39, -1e39, np.nan):
+        with np.errstate(over="ignore"):
+            env = BoundaryEnv(Scripted((np.array([0.0, bad]).astype(dtype), {}), space=space), "mine")
+        with pytest.raises(UserError, match=r"mine: observation\[1\].*(too large for float32|not finite)"):
+            env.reset()
+
+
+def test_trying_out_closes_and_finds_nothing_in_a_good_one() -> None:
+    closed = []
+
+    class Closing(Scripted):
+        def close(self) -> None:
+            closed.append(type(self.then))
+
+    try_out(lambda: BoundaryEnv(Closing(), "mine"))
+    with pytest.raises(UserError, match="RuntimeError: no"):
+        try_out(lambda: BoundaryEnv(Closing(then=RuntimeError("no")), "mine"))
+    assert closed == [tuple, RuntimeError]
+    try_out(lambda: make_env("CartPole-v1"))
+
+
+def test_a_failing_close_is_logged_only(caplog: pytest.LogCaptureFixture) -> None:
+    class Clinging(Scripted):
+        def close(self) -> None:
+            raise OSError("no device")
+
+    with caplog.at_level(logging.WARNING):
+        BoundaryEnv(Clinging(), "mine").close()
+    assert "mine: close raised OSError: no device" in caplog.text

@@ -24,6 +24,11 @@ WRONG_NAMES = {
     "sample_envs:": "has no ''",
     ":Env": "env: ':Env'",
     "": "no environment of this name",
+    "envs.mine:Foo": "'envs' is the platform's own package and shadows",
+    "envs:Foo": "'envs' is the platform's own package and shadows",
+    "code:Foo": "code.py; 'code' is Python's own module and shadows",
+    "sys:Foo": "built into Python",
+    "sample_envs:Slidr": "sample_envs.py)",
     "dmc:cheeta-run": "Did you mean dmc:cheetah-run",
 }
 
@@ -104,3 +109,15 @@ def test_physics_of_gymnasium_tasks_and_refusals() -> None:
         make_physics("sample_envs:Slider")
     with pytest.raises(UserError, match="action_repeat"):
         make_physics("Pendulum-v1", action_repeat=2)
+
+
+@pytest.mark.parametrize("limit", [-3, 0, "20", 2.5, True])
+def test_a_bad_limit_of_the_class_is_refused(limit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_envs.Slider, "max_episode_steps", limit)
+    with pytest.raises(UserError, match=r"sample_envs:Slider: max_episode_steps: .*at least 1"):
+        make_env("sample_envs:Slider")
+
+
+def test_a_limit_may_be_any_whole_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_envs.Slider, "max_episode_steps", np.int64(4))
+    assert make_env("sample_envs:Slider").env_spec.max_episode_steps == 4

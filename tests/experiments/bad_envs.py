@@ -74,3 +74,109 @@ class InstanceReward(Good):
 
 class NotAnEnv:
     pass
+
+
+class FourValues(Good):
+    def step(self, action: Any) -> Any:
+        return self.look(), 1.0, False, {}
+
+
+class NoReward(Good):
+    def reward(self) -> Any:
+        return None
+
+
+class TextReward(Good):
+    def reward(self) -> Any:
+        return "1.0"
+
+
+class TwoRewards(Good):
+    def reward(self) -> Any:
+        return np.ones(2)
+
+
+class HugeReward(Good):
+    def reward(self) -> float:
+        return 1e39
+
+
+class TextObservation(Good):
+    def look(self) -> Any:
+        return "hello"
+
+
+class NoObservation(Good):
+    def look(self) -> Any:
+        return None
+
+
+class HugeFloat64Observation(Good):
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)  # type: ignore[assignment]
+
+    def look(self) -> Any:
+        return np.array([0.0, 1e39])
+
+
+class BareReset(Good):
+    def reset(self, **kwargs: Any) -> Any:
+        return super().reset(**kwargs)[0]
+
+
+class OldReset(Good):
+    def reset(self) -> Any:  # type: ignore[override]
+        return super().reset()
+
+
+class OldStep(Good):
+    def step(self) -> Any:  # type: ignore[override]
+        return super().step(0)
+
+
+class RaisesLater(Good):
+    """Its third step fails."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.left = 3
+        return super().reset(**kwargs)
+
+    def reward(self) -> float:
+        self.left -= 1
+        return 1.0 / self.left
+
+
+class RaisesInReset(Good):
+    def reset(self, **kwargs: Any) -> Any:
+        raise KeyError("goal")
+
+
+class Weighted(Good):
+    def __init__(self) -> None:
+        self.params = {"mass": 2.0}
+
+    def set_params(self, params: dict[str, float]) -> None:
+        self.params.update(params)
+
+    def reward(self) -> float:
+        return 1.0 / self.params["mass"]
+
+
+class NegativeLimit(Good):
+    max_episode_steps = -3
+
+
+class TextLimit(Good):
+    max_episode_steps = "20"  # type: ignore[assignment]
+
+
+class RaisesInClose(Good):
+    def close(self) -> None:
+        raise OSError("no device")
+
+
+class Endless(Good):
+    max_episode_steps = None  # type: ignore[assignment]
+
+
+class RenderModeOnly(Good):
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012

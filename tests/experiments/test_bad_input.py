@@ -136,6 +136,7 @@ FILES = {
     ),
 }
 
+MADE: dict[str, Any] = {"may_write": ("run",)}
 ENVIRONMENTS = {
     "unknown id": Case([*TRAIN, "--env=Pendulm-v1"], ("Pendulm-v1", "Pendulum-v1")),
     "module missing": Case([*TRAIN, "--env=my_missing_env:Env"], ("my_missing_env",)),
@@ -149,6 +150,31 @@ ENVIRONMENTS = {
     "NaN reward": Case(bad_env("NanReward"), ("reward", "nan", "finite"), may_write=("run",)),
     "NaN observation": Case(bad_env("NanObservation"), ("NanObservation", "nan", "finite"), may_write=("run",)),
     "observation of another shape": Case(bad_env("WrongShape"), ("WrongShape", "shape"), may_write=("run",)),
+    "four values from step": Case(bad_env("FourValues"), ("FourValues", "step 1", "terminated, truncated"), **MADE),
+    "no reward": Case(bad_env("NoReward"), ("NoReward", "reward", "None", "step 1"), **MADE),
+    "text for a reward": Case(bad_env("TextReward"), ("reward", "'1.0'", "step 1"), **MADE),
+    "two rewards": Case(bad_env("TwoRewards"), ("TwoRewards: reward", "one number", "step 1"), **MADE),
+    "reward beyond float32": Case(bad_env("HugeReward"), ("reward", "1e+39", "float32"), **MADE),
+    "text for an observation": Case(bad_env("TextObservation"), ("'hello'", "(observation, info)"), **MADE),
+    "None for an observation": Case(bad_env("NoObservation"), ("observation: None", "(observation, info)"), **MADE),
+    "observation beyond float32": Case(
+        bad_env("HugeFloat64Observation"), ("observation[1]", "1e+39", "float32"), **MADE
+    ),
+    "reset without an info": Case(bad_env("BareReset"), ("reset returned a ndarray", "(observation, info)"), **MADE),
+    "reset of old style": Case(bad_env("OldReset"), ("OldReset", "seed=None, options=None"), **MADE),
+    "step without an action": Case(bad_env("OldStep"), ("OldStep", "step(self, action)"), **MADE),
+    "reset raises": Case(bad_env("RaisesInReset"), ("reset raised KeyError", "goal"), **MADE),
+    "step raises": Case(bad_env("RaisesLater"), ("RaisesLater", "step 3", "ZeroDivisionError"), **MADE),
+    "step raises in a worker": Case(
+        bad_env("RaisesLater", "--env.asynchronous=true"), ("RaisesLater", "step 3", "ZeroDivisionError"), **MADE
+    ),
+    "no mass": Case(
+        bad_env("Weighted", "--env.params.mass=0"), ("step 1", "ZeroDivisionError", "{'mass': 0.0}"), **MADE
+    ),
+    "negative limit of the class": Case(bad_env("NegativeLimit"), ("max_episode_steps", "-3", "at least 1")),
+    "text for the limit of the class": Case(bad_env("TextLimit"), ("max_episode_steps", "'20'", "whole number")),
+    "our package's name": Case([*TRAIN, "--env=envs.mine:Foo"], ("envs.mine", "platform's own package", "rename")),
+    "class missing in Python's module": Case([*TRAIN, "--env=code:Foo"], ("code.py", "Python's own", "rename")),
     "unknown physics parameter": Case([*TRAIN, "--env.params={wingspan: 2}"], ("wingspan",)),
     "unknown constructor argument": Case([*TRAIN, "--env.kwargs={speed: 2}"], ("speed",)),
     "no action repeat": Case([*TRAIN, "--env.action_repeat=0"], ("action_repeat", "at least 1")),
@@ -364,3 +390,32 @@ def test_a_full_disk_at_the_start_leaves_nothing(
     assert main(TRAIN) == 2
     assert "No space left" in capsys.readouterr().err
     assert contents(place) == before
+
+
+def test_a_failing_close_does_not_spoil_a_run(
+    place: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(bad_env("RaisesInClose")) == 0
+    assert "close raised OSError: no device" in caplog.text
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_episode_without_an_end_is_said(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.evaluation.LONGEST_EPISODE", 30)
+    assert main(bad_env("Endless")) == 2
+    said = capsys.readouterr().err
+    assert all(part in said for part in ("within 30 steps", "bad_envs:Endless", "--env.max_episode_steps="))
+    assert main([*bad_env("Endless", "--env.max_episode_steps=40"), "--out=other"]) == 0
+
+
+@pytest.mark.parametrize(("name", "says"), [("Good", "metadata['render_modes']"), ("RenderModeOnly", "render_mode (")])
+def test_no_video_of_what_offers_no_rendering(
+    name: str, says: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(bad_env(name)) == 0
+    assert main(["evaluate", "run", "--trust=bad_envs", "--video"]) == 0
+    said = capsys.readouterr().err
+    assert "no video: the environment offers no rgb_array rendering" in said
+    assert says in said
