@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from agents.base import Agent
+from envs.boundary import try_out
 from envs.errors import UserError
 from envs.pool import EnvPool
 from envs.spec import EnvSpec
@@ -63,6 +64,7 @@ class Session:
         self.resolved = resolved
         self.config = resolved.config
         torch.set_num_threads(self.config.threads)
+        try_out(make_one_env(self.config.env))  # a broken environment is refused before anything is on disk
         self.pool = build_pool(self.config)
         self.evaluator = Evaluator(self.config)
         self.agent = build_agent(self.config, self.pool.spec)
