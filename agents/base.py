@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
+from envs.errors import UserError
 from envs.spec import EnvSpec
 from mbrl.clock import Clock
 from mbrl.data.buffer import ReplayBuffer
@@ -38,7 +39,7 @@ class Agent(ABC):
 
     def __init__(self, spec: EnvSpec, device: str = "cpu") -> None:
         self.spec = spec
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         self.buffers: dict[str, ReplayBuffer] = {}
 
     def seed(self, run_seed: int) -> None:
@@ -79,3 +80,21 @@ class Agent(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`, bit for bit."""
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of this name, once it has held a number. Raises ``UserError`` when it cannot."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(
+            "agent.init_args.device", name, "there is no such device; give cpu, cuda or cuda:N", ("cpu", "cuda")
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("agent.init_args.device", name, "CUDA is not available here; give cpu")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # each backend refuses in its own way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError("agent.init_args.device", name, f"this device cannot be used here ({reason})") from error
+    return device

@@ -73,12 +73,15 @@ class MPCAgent(Agent):
             raise UserError("action_limit", action_limit, "give a share of the action range in (0, 1]")
         if fit_every < 1 or warmup_steps < 0:
             raise UserError("fit_every, warmup_steps", (fit_every, warmup_steps), "fit_every >= 1, warmup_steps >= 0")
+        if not 0.0 <= exploration_std < math.inf:
+            raise UserError("exploration_std", exploration_std, "give a finite number of at least 0")
         if spec.action.discrete and exploration_std:
             raise UserError("exploration_std", exploration_std, f"{spec.id} has discrete actions; leave it at 0")
         self.model = model(spec).to(self.device)
         if fitter and not any(True for _ in self.model.parameters()):
             raise UserError("fitter", type(self.model).__name__, "this model has nothing to train; leave it out")
         self.planner = planner(spec)
+        self._check_particles()
         self.objective = objective or Objective()
         self.fitter = fitter
         self.warmup_steps = warmup_steps if fitter else 0
@@ -88,6 +91,17 @@ class MPCAgent(Agent):
             self.buffers["real"] = ReplayBuffer(capacity, extra={"plan_value": ()})
         self.generator = torch.Generator(self.device)
         self._bound: DynamicsModel | None = None
+
+    def _check_particles(self) -> None:
+        """A planner that imagines several particles says so in attributes; the model may refuse the number."""
+        particles, propagation = (getattr(self.planner, name, None) for name in ("particles", "propagation"))
+        if particles is None or propagation is None:
+            return
+        try:
+            self.model.check_particles(particles, propagation)
+        except UserError as error:
+            field = "agent.init_args.planner.init_args.particles"
+            raise UserError(field, error.seen, error.fix) from error
 
     def seed(self, run_seed: int) -> None:
         self.generator.manual_seed(seeding.derive_seed(run_seed, "agent"))

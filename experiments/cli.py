@@ -75,13 +75,23 @@ def _dispatch(arguments: list[str]) -> int:
     options, rest = make_parser().parse_known_args(arguments)
     if rest and options.command not in ("train", "bench"):
         raise Usage(f"mbrl {options.command}: unknown argument {rest[0]!r}; see `mbrl {options.command} --help`")
+    if options.command == "train":
+        _check_recipe_is_first(options.recipe, rest, arguments)
     commands = importlib.import_module("experiments.commands")
     return int(commands.COMMANDS[options.command](options, rest, arguments) or 0)
 
 
+def _check_recipe_is_first(recipe: str, rest: list[str], arguments: list[str]) -> None:
+    """``--key value RECIPE`` cannot be told apart: an option that is not declared leaves its value as the recipe."""
+    place = arguments.index(recipe)
+    before = arguments[place - 1]
+    if before in rest and before.startswith("--") and "=" not in before:
+        raise Usage(f"mbrl train: the recipe comes first: mbrl train RECIPE {before} {recipe}")
+
+
 def make_parser() -> Parser:
     """Every subcommand and its options."""
-    parser = Parser(prog="mbrl", description="Model-based reinforcement learning: train, resume, evaluate, compare.")
+    parser = Parser(prog="mbrl", description="Model-based reinforcement learning: train, resume, evaluate.")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     _add_train(commands)

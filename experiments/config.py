@@ -14,7 +14,7 @@ from envs.boundary import BoundaryEnv
 from envs.errors import UserError
 from envs.registry import make_env
 from envs.spec import EnvSpec
-from experiments.diagnose import first_problem, innermost
+from experiments.diagnose import first_problem, innermost, user_error_in
 from experiments.names import check_names, expand_short_names
 from experiments.tree import merge, read_yaml, set_path
 
@@ -115,6 +115,16 @@ LEAST: Mapping[str, int] = {
     "checkpoint.every": 0,
     "checkpoint.keep": 1,
 }
+MOST: Mapping[str, int] = {"threads": 1024}
+"""Others: what 64 bits hold."""
+NOT_IN_KWARGS: Mapping[str, str] = {
+    "id": "the environment's name is set as env.id (or --env)",
+    "params": "physics parameters are set as env.params",
+    "action_repeat": "set it as env.action_repeat",
+    "max_episode_steps": "set it as env.max_episode_steps",
+    "render_mode": "the platform chooses it; for a video set video: true",
+    "disable_env_checker": "leave it out; `mbrl check-env` checks environments",
+}
 
 
 @dataclass(frozen=True)
@@ -146,11 +156,11 @@ def resolve(
     path = find_recipe(recipe)
     tree = read_yaml(path)
     sources = [path]
-    env = env if env is not None else _env_id(tree)
+    env = _id_in(overrides) or (env if env is not None else _env_id(tree))
     if env is not None:
         set_path(tree, "env.id", env)
         overlay = overlay_of(path, env)
-        if overlay.is_file():
+        if _is_file(overlay):
             tree = merge(tree, read_yaml(overlay))
             sources.append(overlay)
     for key, value in overrides:
@@ -161,6 +171,7 @@ def resolve(
 def _resolve_tree(tree: dict[str, Any], name: str, sources: tuple[Path, ...], trust: Sequence[str]) -> Resolved:
     if _env_id(tree) is None:
         raise UserError("env.id", "missing", "say where to act: --env ID or --env module:Class")
+    _check_env_kwargs(tree["env"])
     tree = expand_short_names(tree)
     check_names(tree, trust)
     parser = make_parser()
@@ -169,9 +180,10 @@ def _resolve_tree(tree: dict[str, Any], name: str, sources: tuple[Path, ...], tr
     text = parser.dump(parsed, skip_unset=False)
     try:
         values = parser.instantiate(parsed)
-    except UserError:
-        raise
     except Exception as error:  # constructors of parts may raise anything on a value they do not like
+        said = user_error_in(error)
+        if said is not None:
+            raise said from error.__cause__
         raise UserError(str(sources[-1]), f"{type(error).__name__}: {error}", "a part refuses its arguments") from error
     return Resolved(RunConfig(**vars(values)), text, name, sources)
 
@@ -201,14 +213,21 @@ def make_parser() -> ArgumentParser:
 def find_recipe(recipe: str) -> Path:
     """A recipe's file: a path that exists, or a name in ``experiments/recipes``."""
     path = Path(recipe)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if path.is_file():
+    if path.suffix in (".yaml", ".yml") or _is_file(path):
+        if _is_file(path):
             return path
         raise UserError("RECIPE", recipe, "there is no such file", _yaml_files(path.parent))
     named = RECIPES / f"{recipe}.yaml"
-    if named.is_file():
+    if _is_file(named):
         return named
     raise UserError("RECIPE", recipe, "no recipe has this name; see `mbrl list recipes`", list_recipes())
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, or a directory that may not be read
+        return False
 
 
 def list_recipes() -> list[str]:
@@ -252,6 +271,22 @@ def _plain(parsed: Any) -> dict[str, Any]:
     return plain
 
 
+def _id_in(overrides: Sequence[tuple[str, Any]]) -> str | None:
+    """The environment that ``--env.id`` names."""
+    named = [value for key, value in overrides if key == "env.id" and isinstance(value, str)]
+    return named[-1] if named else None
+
+
+def _check_env_kwargs(env: Mapping[str, Any]) -> None:
+    """Refuse constructor arguments that the platform gives itself; text is the only name an argument can have."""
+    kwargs = env.get("kwargs")
+    for name in kwargs if isinstance(kwargs, Mapping) else ():
+        if name in NOT_IN_KWARGS:
+            raise UserError(f"env.kwargs.{name}", kwargs[name], NOT_IN_KWARGS[name])  # type: ignore[index]
+        if not isinstance(name, str):
+            raise UserError("env.kwargs", name, "names of arguments are text")
+
+
 def _check_ranges(values: Mapping[str, Any]) -> None:
     for key, least in LEAST.items():
         value: Any = values
@@ -259,3 +294,5 @@ def _check_ranges(values: Mapping[str, Any]) -> None:
             value = value[part]
         if value < least:
             raise UserError(key, value, f"give a whole number of at least {least}")
+        if value > MOST.get(key, 2**63 - 1):
+            raise UserError(key, value, f"give a whole number of at most {MOST.get(key, 2**63 - 1)}")

@@ -26,13 +26,13 @@ def first_problem(path: str, kind: Any, value: Any, what: str, skip: int = 0) ->
         what: how to call it in messages.
         skip: leading constructor parameters that are not configured (factories get the spec at build time).
     """
-    given = value.get("init_args") or {}
+    given = value.get("init_args", {})
     inside = f"{path}.init_args." if path else ""
     if not isinstance(given, Mapping):
-        return UserError(f"{path}.init_args", given, "give a mapping of argument names to values")
+        return UserError(f"{path}.init_args", given, "give a mapping of argument names to values, or leave it out")
     parameters, open_ended = constructor(kind, skip)
     for key in given:
-        if key not in parameters and not open_ended:
+        if not isinstance(key, str) or (key not in parameters and not open_ended):
             return unknown(f"{inside}{key}", key, f"{what} has no argument of this name", list(parameters))
     for key, parameter in parameters.items():
         if key in given:
@@ -44,8 +44,8 @@ def first_problem(path: str, kind: Any, value: Any, what: str, skip: int = 0) ->
     return None
 
 
-def unknown(where: str, key: str, reason: str, valid: Sequence[str]) -> UserError:
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
+def unknown(where: str, key: object, reason: str, valid: Sequence[str]) -> UserError:
+    near = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.0)
     return UserError(where, key, f"{reason}. The nearest is {near[0]!r}." if near else f"{reason}.")
 
 
@@ -140,6 +140,8 @@ def _subclasses(kind: type) -> list[type]:
 def _problem_of_leaf(path: str, annotation: Any, value: Any) -> UserError | None:
     from jsonargparse import ArgumentParser
 
+    if value is None and annotation not in (None, type(None), object):  # jsonargparse takes null for anything
+        return UserError(path, value, f"expected {type_name(annotation)}")
     if isinstance(value, bool) and annotation in (int, float):
         return UserError(path, value, f"expected {type_name(annotation)}")
     parser = ArgumentParser(exit_on_error=False)
@@ -165,3 +167,10 @@ def innermost(error: BaseException) -> tuple[str, str]:
     keys = re.findall(r'[Pp]arser key "([^"]+)"', text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return ".".join(keys), (lines[-1] if lines else type(error).__name__)
+
+
+def user_error_in(error: BaseException | None) -> UserError | None:
+    """The message for the user that a parser wrapped in its own, if there is one."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from envs.errors import UserError
 
 OWN = ("envs", "mbrl", "agents", "experiments")
@@ -81,10 +83,13 @@ def check_names(tree: Mapping[str, Any], trust: Sequence[str]) -> None:
     for where, value in _strings(tree):
         if where.endswith("class_path") and not where.startswith(("env.", "env")):
             _check_module(where, value, trust)
-            _check_class(where, value)
+            _check_class(where, value, trust)
         elif where.endswith("class_path"):
             raise UserError(where, value, "environments take plain values, not classes")
-        elif DOTTED.fullmatch(value) and _importable(value) and where != "env.id":
+        elif _hides_class(value):
+            raise UserError(where, value, "a class is written as class_path in a mapping, not inside a text")
+        elif not where.startswith("env.") and DOTTED.fullmatch(value) and _importable(value):
+            # some arguments take names of functions; environments get plain text, so `file: arena.xml` is no code there
             raise UserError(where, value, "a configuration names code only as class_path, and only classes")
 
 
@@ -118,8 +123,8 @@ def _check_module(where: str, name: str, trust: Iterable[str]) -> None:
         raise UserError(where, name, fix)
 
 
-def _check_class(where: str, name: str) -> None:
-    """A trusted module may be imported; what is named in it must be a class that lives in a trusted place."""
+def _check_class(where: str, name: str, trust: Iterable[str]) -> None:
+    """A trusted module may be imported; what is named in it must be a class that was made in a trusted package."""
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
@@ -134,6 +139,23 @@ def _check_class(where: str, name: str) -> None:
         raise UserError(where, name, f"importing it failed: {type(error).__name__}: {error}") from error
     if not inspect.isclass(found):
         raise UserError(where, name, f"it is a {type(found).__name__}; a configuration names classes only")
+    home = found.__module__.split(".")[0]
+    if home not in {known.split(".")[0] for known in (*TRUSTED, *trust)}:
+        fix = f"it only passes on {found.__module__}.{found.__qualname__}; if you trust that, add --trust {home}"
+        raise UserError(where, name, fix)
+
+
+def _hides_class(text: str, depth: int = 5) -> bool:
+    """Whether a text, read as YAML, has the key ``class_path``: the parser reads some texts so, and imports it."""
+    if "class_path" in text or depth == 0:
+        return True
+    if not any(mark in text for mark in ":\n\\"):  # no mapping, no escaped letters
+        return False
+    try:
+        scalars = [event.value for event in yaml.parse(text, yaml.SafeLoader) if isinstance(event, yaml.ScalarEvent)]
+    except (yaml.YAMLError, RecursionError):  # then the parser cannot read it either
+        return False
+    return any(scalar != text and _hides_class(scalar, depth - 1) for scalar in scalars)
 
 
 def _importable(name: str) -> bool:

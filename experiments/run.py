@@ -57,7 +57,16 @@ def free_path(out: str | None, name: str) -> Path:
     """``out``, or the first free ``runs/NAME-<n>``. Raises ``UserError`` when ``out`` is taken."""
     if out is None:
         return next(path for n in range(1, 10**6) if not (path := Path("runs") / f"{name}-{n}").exists())
-    path = Path(out)
+    with disk_errors(Path("--out")):
+        return _free(out)
+
+
+def _free(out: str) -> Path:
+    if not out.strip() or "\0" in out:
+        raise UserError("--out", out, "name a directory that will be made")
+    path = Path(os.path.realpath(out)) if Path(out).is_symlink() else Path(out)
+    if Path.cwd().is_relative_to(os.path.realpath(path)):
+        raise UserError("--out", out, "this is where you stand; name a directory that will be made")
     if path.is_dir() and not any(path.iterdir()):
         return path
     if (path / "config.yaml").is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,10 @@ import yaml
 
 from envs.errors import UserError
 
+MOST_TEXT = 200_000
+"""Characters of a configuration, and values in it."""
+MOST_DEPTH = 100
+
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice and reads ``1e-3`` as the number it is (YAML 1.2)."""
@@ -18,11 +23,13 @@ class _Loader(yaml.SafeLoader):
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    seen: set[str | int] = set()
     for key in keys:
         if not isinstance(key, str | int) or isinstance(key, bool):
             raise yaml.MarkedYAMLError(problem=f"the key {key!r} is not text or a number", problem_mark=node.start_mark)
-        if keys.count(key) > 1:
+        if key in seen:
             raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=node.start_mark)
+        seen.add(key)
     return dict(loader.construct_pairs(node, deep=True))
 
 
@@ -35,7 +42,8 @@ _Loader.add_implicit_resolver(
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ``UserError`` when it cannot be read or is none."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        with path.open(encoding="utf-8") as file:
+            tree = _load(str(path), file.read(MOST_TEXT + 1))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(str(path), type(error).__name__, "this file cannot be read as text") from error
     except yaml.YAMLError as error:
@@ -47,6 +55,36 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
+def _load(field: str, text: str) -> Any:
+    """Text as a tree; what is larger or deeper than a configuration can be is refused before the work it would make."""
+    if len(text) > MOST_TEXT:
+        raise UserError(field, f"{text[:40]}...", f"a configuration has at most {MOST_TEXT:,} characters")
+    too_deep = UserError(field, f"{text[:40]}...", f"a configuration is nested at most {MOST_DEPTH} levels deep")
+    brackets = itertools.accumulate((c in "[{") - (c in "]}") for c in text)
+    if max(brackets, default=0) > MOST_DEPTH:
+        raise too_deep
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except RecursionError as error:
+        raise too_deep from error
+    _check_nodes(field, tree, too_deep)
+    return tree
+
+
+def _check_nodes(field: str, tree: Any, too_deep: UserError) -> None:
+    """Aliases (``*name``) can make a short text an enormous tree, or one without end."""
+    todo, count = [(tree, 0)], 0
+    while todo:
+        node, depth = todo.pop()
+        count += 1
+        if depth > MOST_DEPTH:
+            raise too_deep
+        if count > MOST_TEXT:
+            raise UserError(field, f"{count:,} values", "its aliases repeat too much; write out what is meant")
+        below = node.values() if isinstance(node, dict) else node if isinstance(node, list | set) else ()
+        todo += [(child, depth + 1) for child in below]
+
+
 def _where(path: Path, error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     return f"{path}:{mark.line + 1}" if mark else str(path)
@@ -55,7 +93,7 @@ def _where(path: Path, error: yaml.YAMLError) -> str:
 def parse_value(field: str, text: str) -> Any:
     """A value typed on the command line, read as YAML."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        return _load(field, text)
     except yaml.YAMLError as error:
         raise UserError(field, text, "not a YAML value; put quotes around text with special characters") from error
 

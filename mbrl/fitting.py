@@ -53,14 +53,19 @@ class Fitter:
         bootstrap: bool = True,
         compile: bool = False,
     ) -> None:
-        if not 0.0 <= holdout < 1.0:
-            raise UserError("holdout", holdout, "give a share of the rows in [0, 1)")
+        _check_shares(holdout=holdout, improvement=improvement)
+        if not 0.0 < lr < math.inf:
+            raise UserError("lr", lr, "give a finite number above 0")
+        if not 0.0 <= weight_decay < math.inf:
+            raise UserError("weight_decay", weight_decay, "give a finite number of at least 0")
+        _check_counts(batch_size=batch_size, max_holdout=max_holdout, patience=patience, max_epochs=max_epochs)
+        _check_counts(max_updates=max_updates, first_updates=first_updates)
         if holdout == 0.0 and max_updates is None:
             raise UserError("holdout", holdout, "without a holdout nothing stops early: set max_updates")
         self.lr, self.weight_decay, self.batch_size = lr, weight_decay, batch_size
         self.holdout, self.max_holdout, self.patience, self.max_epochs = holdout, max_holdout, patience, max_epochs
-        self.max_updates = max_updates or 2**62
-        self.first_updates = first_updates or self.max_updates
+        self.max_updates = 2**62 if max_updates is None else max_updates
+        self.first_updates = self.max_updates if first_updates is None else first_updates
         self.improvement, self.bootstrap, self.compile = improvement, bootstrap, compile
         self.optimizer: torch.optim.Optimizer | None = None
         self.fits = 0
@@ -155,6 +160,18 @@ class Fitter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes effect at the next fit, when the model whose optimiser this is appears."""
         self.fits, self._pending, self.optimizer = state["fits"], state["optimizer"], None
+
+
+def _check_shares(**shares: float) -> None:
+    for name, share in shares.items():
+        if not 0.0 <= share < 1.0:
+            raise UserError(name, share, "give a share in [0, 1)")
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UserError(name, count, "give a whole number of at least 1")
 
 
 def _check(data: Transitions) -> None:

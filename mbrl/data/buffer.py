@@ -23,6 +23,7 @@ DTYPES = {
     "sim_state": torch.float64,
     "task": torch.int64,
 } | dict.fromkeys(IDS, torch.int64)
+MOST_ROWS = 10**9
 
 
 class ReplayBuffer:
@@ -39,8 +40,8 @@ class ReplayBuffer:
     def __init__(
         self, capacity: int, extra: Mapping[str, tuple[int, ...]] | None = None, device: torch.device | str = "cpu"
     ) -> None:
-        if capacity < 1:
-            raise UserError("capacity", capacity, "a replay buffer holds at least one row")
+        if not 1 <= capacity <= MOST_ROWS:
+            raise UserError("capacity", capacity, f"a replay buffer holds 1 to {MOST_ROWS:,} rows")
         self.capacity = capacity
         self.extra = dict(extra or {})
         self.device = torch.device(device)
@@ -87,7 +88,10 @@ class ReplayBuffer:
 
     def _allocate(self, name: str, like: Tensor) -> Tensor:
         dtype = DTYPES.get(name, torch.float32)
-        return torch.zeros((self.capacity, *like.shape[1:]), dtype=dtype, device=self.device)
+        try:
+            return torch.zeros((self.capacity, *like.shape[1:]), dtype=dtype, device=self.device)
+        except RuntimeError as error:  # also torch.OutOfMemoryError
+            raise UserError("capacity", self.capacity, f"there is no memory for so many rows of {name}") from error
 
     def __getitem__(self, ids: Tensor) -> Transitions:
         """Rows by id, any leading shape. An id that was overwritten or never was raises ``IndexError``."""

@@ -148,6 +148,9 @@ class DynamicsModel(nn.Module, ABC):
         stacked = Step.stack(steps).map(fold)
         return Trajectory(State.stack(states).map(fold), stacked.reward, stacked.terminated, stacked.truncated)
 
+    def check_particles(self, particles: int, propagation: Propagation) -> None:
+        """Raise ``UserError`` when :meth:`rollout` would refuse these options, so that it is known before a run."""
+
     def bind(self, task: int | None = None) -> DynamicsModel:
         """A model with weights, normalisers and task fixed, for many fast steps; call again after every fit."""
         return self

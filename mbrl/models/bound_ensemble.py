@@ -79,6 +79,9 @@ class BoundEnsemble(DynamicsModel):
     def uncertainty(self, state: State, action: Tensor, kind: Estimator) -> Tensor:
         return self._source[0].uncertainty(state, action, kind)
 
+    def check_particles(self, particles: int, propagation: Propagation) -> None:
+        check_balance(self.active, particles, propagation)
+
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def _advance_rows(self, z: Tensor, action: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -146,10 +149,9 @@ class BoundEnsemble(DynamicsModel):
         ``particles`` must be a multiple of the elites (balanced assignment, as in both reference codes), except for
         ``mean``, which needs none, and ``all``, which takes one particle for each elite.
         """
+        self.check_particles(particles, propagation)
         if propagation in ("mean", "all"):
             particles, generator = self.active, None
-        elif particles % self.active:
-            raise UserError("particles", particles, f"give a multiple of the {self.active} elites")
         noise = self._noise(actions, particles // self.active, generator)
         orders = self._orders(len(actions), particles, generator) if propagation == "step" else None
         spread = actions.repeat(1, particles // self.active, 1)[:, None].expand(-1, self.active, -1, -1)
@@ -208,3 +210,10 @@ class BoundEnsemble(DynamicsModel):
             return reward, terminated, torch.zeros_like(terminated)
         next_z = self.coordinates.fold(next_z)
         return reward, terminated, ((next_z < self.box[0]) | (next_z > self.box[1])).any(-1)
+
+
+def check_balance(elites: int, particles: int, propagation: Propagation) -> None:
+    """Where particles are assigned to elites, each elite must get as many; raises ``UserError``."""
+    if propagation in ("trajectory", "step") and particles % elites:
+        near = max(1, round(particles / elites)) * elites
+        raise UserError("particles", particles, f"give a multiple of the {elites} elites, such as {near}")

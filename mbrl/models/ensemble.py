@@ -21,7 +21,7 @@ from mbrl.data.normalizer import Normalizer
 from mbrl.data.record import Record
 from mbrl.data.transitions import Transitions
 from mbrl.models.base import DynamicsModel, Estimator, Propagation, State, Step, Trajectory
-from mbrl.models.bound_ensemble import BoundEnsemble
+from mbrl.models.bound_ensemble import BoundEnsemble, check_balance
 from mbrl.models.coordinates import Coordinates
 
 
@@ -203,6 +203,9 @@ class ProbabilisticEnsemble(DynamicsModel):
         if kind == "one_vs_rest_kl":
             return _one_vs_rest_kl(mean, var)
         raise UserError("uncertainty", kind, "name an estimator", get_args(Estimator))
+
+    def check_particles(self, particles: int, propagation: Propagation) -> None:
+        check_balance(len(self.get_buffer("elites")), particles, propagation)
 
     def bind(self, task: int | None = None) -> BoundEnsemble:
         """Elite weights with the normalisers folded in, for many fast steps."""

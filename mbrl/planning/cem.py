@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from envs.errors import UserError
 from envs.spec import EnvSpec
 from mbrl.models.base import Propagation
 from mbrl.planning.search import (
@@ -15,6 +14,7 @@ from mbrl.planning.search import (
     Execute,
     SamplingPlanner,
     check_counts,
+    check_number,
     check_share,
     gumbel,
     moments,
@@ -77,8 +77,7 @@ class CEM(SamplingPlanner):
         check_counts(candidates=candidates)
         check_share("elite_ratio", elite_ratio, low_open=True)
         check_share("alpha", alpha)
-        if not epsilon >= 0:
-            raise UserError("epsilon", epsilon, "must be 0 or more")
+        check_number("epsilon", epsilon, 0.0)
         self.candidates, self.elites = candidates, math.ceil(candidates * elite_ratio)
         self.alpha, self.epsilon = alpha, epsilon
         self.initial_std = 2 * action_limit / 4  # var = (ub - lb)² / 16
@@ -174,10 +173,8 @@ class ICEM(SamplingPlanner):
         check_share("keep", keep)
         check_share("alpha", alpha)
         check_share("init_std", init_std, low_open=True)
-        if not decay >= 1.0:
-            raise UserError("decay", decay, "must be 1 or more")
-        if not beta >= 0.0:
-            raise UserError("beta", beta, "must be 0 (white) or more")
+        check_number("decay", decay, 1.0)
+        check_number("beta", beta, 0.0)
         self.candidates, self.decay, self.elites = candidates, decay, elites
         self.kept, self.alpha, self.beta = round(keep * elites), alpha, beta
         self.init_std, self.initial_std = init_std, init_std * action_limit

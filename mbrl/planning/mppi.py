@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from envs.errors import UserError
 from envs.spec import EnvSpec
 from mbrl.models.base import Propagation
-from mbrl.planning.search import Belief, Execute, SamplingPlanner, check_counts, check_share, top
+from mbrl.planning.search import Belief, Execute, SamplingPlanner, check_counts, check_number, check_share, top
 
 
 class MPPI(SamplingPlanner):
@@ -71,8 +71,7 @@ class MPPI(SamplingPlanner):
         check_counts(candidates=candidates)
         check_share("beta", beta, low_open=True)
         for name, value in (("gamma", gamma), ("sigma", sigma)):
-            if not value > 0:
-                raise UserError(name, value, "must be above 0")
+            check_number(name, value, 0.0, low_open=True)
         self.candidates, self.gamma, self.sigma, self.beta = candidates, gamma, sigma, beta
         self.initial_std = sigma * action_limit
 

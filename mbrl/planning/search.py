@@ -78,7 +78,7 @@ class SamplingPlanner(Planner):
         check_share("action_limit", action_limit, low_open=True)
         if spec.action.discrete and action_limit != 1.0:
             raise UserError("action_limit", action_limit, f"{spec.id} has discrete actions; leave it at 1.0")
-        if deadline is not None and not deadline > 0:
+        if deadline is not None and not 0 < deadline < math.inf:
             raise UserError("deadline", deadline, "give seconds above zero, or null for no deadline")
         self.iterations, self.particles, self.chunk_rows = iterations, particles, chunk_rows
         self.propagation, self.execute = propagation, execute
@@ -280,6 +280,12 @@ def check_share(name: str, value: float, low_open: bool = False) -> None:
     """Must lie in [0, 1], or in (0, 1] when ``low_open``."""
     if not 0.0 <= value <= 1.0 or (low_open and value == 0.0):
         raise UserError(name, value, f"must lie in {'(' if low_open else '['}0, 1]")
+
+
+def check_number(name: str, value: float, low: float, low_open: bool = False) -> None:
+    """Must be finite and at least ``low``, or above it when ``low_open``."""
+    if not (math.isfinite(value) and value >= low) or (low_open and value == low):
+        raise UserError(name, value, f"must be a finite number, {'above' if low_open else 'at least'} {low:g}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

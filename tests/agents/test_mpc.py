@@ -361,3 +361,14 @@ def test_it_learns_to_swing_up_and_the_control_does_not() -> None:
     learned, control = mean_reward_after_learning(False), mean_reward_after_learning(True)
     assert learned > -1.5  # random play gets about -6
     assert control < -4.0
+
+
+def test_particles_that_the_elites_cannot_share_are_refused_when_the_agent_is_built() -> None:
+    def planner(propagation: Any) -> Any:
+        return lambda spec: ICEM(spec, horizon=4, candidates=8, particles=3, propagation=propagation)
+
+    for propagation in ("trajectory", "step"):
+        with pytest.raises(UserError, match=r"planner\.init_args\.particles: 3: .*multiple of the 2 elites"):
+            make_agent(planner=planner(propagation))
+    assert make_agent(planner=planner("mean")).planner.horizon == 4
+    assert make_agent(planner=planner("trajectory"), model=Simulator, fitter=None).planner.horizon == 4

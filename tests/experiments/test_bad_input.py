@@ -132,7 +132,7 @@ FILES = {
         MINE, ("class_path",), config(env="{id: Pendulum-v1, kwargs: {g: {class_path: canary.G}}}")
     ),
     "foreign name among the environment's arguments": Case(
-        MINE, ("canary.G",), config(env="{id: Pendulum-v1, kwargs: {g: canary.G}}")
+        MINE, ("'g'",), config(env="{id: Pendulum-v1, kwargs: {g: canary.G}}")
     ),
 }
 
@@ -277,7 +277,101 @@ RUNS = {
     "configuration lost": Case(RESUME, ("config.yaml",), damaged(lambda run: (run / "config.yaml").unlink())),
 }
 
-CASES = COMMAND_LINE | VALUES | CLASSES | FILES | ENVIRONMENTS | RUNS
+PART = "agent.init_args."
+FITTER = f"{PART}fitter.init_args."
+PLANNER = f"{PART}planner.init_args."
+PARTICLES = f"{PLANNER}particles"
+
+
+def pets(key: str, value: str, *says: str) -> Case:
+    """A value that the PETS recipe must refuse before it collects anything; the message has the name and the value."""
+    argv = ["train", "pets", "--env=Pendulum-v1", "--steps=60", "--out=run", "--quiet", f"--{key}={value}"]
+    return Case(argv, (key.rsplit(".", 1)[-1], *says))
+
+
+def mppi(key: str, value: str) -> Case:
+    case = pets(f"{PLANNER}{key}", value, "finite")
+    return Case(["train", "mppi", *case.argv[2:]], case.says)
+
+
+HYPERPARAMETERS = {
+    "particles that elites cannot share": pets(PARTICLES, "7", PARTICLES, "7", "multiple of the 5", "such as 5"),
+    "NaN for lr": pets(f"{FITTER}lr", ".nan", "nan", "finite"),
+    "no lr": pets(f"{FITTER}lr", "0.0", "0.0", "above 0"),
+    "infinite lr": pets(f"{FITTER}lr", ".inf", "inf", "finite"),
+    "NaN for weight_decay": pets(f"{FITTER}weight_decay", ".nan", "nan", "finite"),
+    "negative weight_decay": pets(f"{FITTER}weight_decay", "-0.1", "-0.1", "at least 0"),
+    "no batch": pets(f"{FITTER}batch_size", "0", "at least 1"),
+    "no updates": pets(f"{FITTER}max_updates", "0", "at least 1"),
+    "no first updates": pets(f"{FITTER}first_updates", "0", "at least 1"),
+    "no patience": pets(f"{FITTER}patience", "0", "at least 1"),
+    "no epochs": pets(f"{FITTER}max_epochs", "0", "at least 1"),
+    "whole improvement": pets(f"{FITTER}improvement", "1.0", "[0, 1)"),
+    "NaN for holdout": pets(f"{FITTER}holdout", ".nan", "error: holdout: nan: give a share"),
+    "NaN for exploration_std": pets(f"{PART}exploration_std", ".nan", "nan", "finite"),
+    "negative exploration_std": pets(f"{PART}exploration_std", "-1.0", "-1.0", "at least 0"),
+    "capacity without bound": pets(f"{PART}capacity", "1000000001", "1,000,000,000 rows"),
+    "infinite beta": pets(f"{PLANNER}beta", ".inf", "inf", "finite"),
+    "NaN for decay": pets(f"{PLANNER}decay", ".nan", "nan", "finite"),
+    "infinite sigma": mppi("sigma", ".inf"),
+    "NaN for gamma": mppi("gamma", ".nan"),
+    "null for a whole number": pets(f"{PART}warmup_steps", "null", "whole number"),
+    "null for init_args": pets(f"{PART}fitter.init_args", "null", "fitter.init_args: None: give a mapping"),
+    "device of another kind": Case(train(f"--{PART}device=meta"), ("device", "meta", "cannot be used")),
+}
+
+LIMITS = {
+    "too many threads": Case(train("--threads=1025"), ("threads", "at most 1024")),
+    "seed of 64 bits": Case(train(f"--seed={2**63}"), ("seed", "at most 9223372036854775807")),
+    "steps of 64 bits": Case(train(f"--steps={2**63}"), ("steps", "at most 9223372036854775807")),
+    "null for seed": Case(train("--seed=null"), ("seed", "whole number")),
+    "null for threads": Case(train("--threads=null"), ("threads", "whole number")),
+    "null for kept checkpoints": Case(train("--checkpoint.keep=null"), ("checkpoint.keep", "whole number")),
+    "null for evaluation episodes": Case(train("--evaluation.episodes=null"), ("evaluation.episodes", "whole")),
+    "null for the evaluation": Case(train("--evaluation=null"), ("evaluation", "mapping")),
+}
+
+PLACES = {
+    "episode limit among the arguments": Case(train("--env.kwargs.max_episode_steps=5"), ("env.max_episode_steps",)),
+    "render mode among the arguments": Case(train("--env.kwargs.render_mode=human"), ("render_mode", "video")),
+    "id among the arguments": Case(train("--env.kwargs.id=Hopper-v5"), ("env.kwargs.id", "set as env.id")),
+    "checker among the arguments": Case(train("--env.kwargs.disable_env_checker=true"), ("env.kwargs.disable",)),
+    "number as an argument's name": Case(train("--env.kwargs={1: 2}"), ("env.kwargs", "text")),
+    "option before the recipe": Case([*"train --agent.init_args.x 3 random".split()], ("the recipe comes first",)),
+    "recipe with a very long name": Case(["train", "x" * 300], ("RECIPE",)),
+    "run directory here": Case(train("--out=."), ("--out", "where you stand")),
+    "run directory above": Case(train("--out=.."), ("--out", "where you stand")),
+    "run directory without a name": Case(train("--out="), ("--out", "name a directory")),
+    "run directory with a long name": Case(train("--out=" + "a" * 300), ("--out", "too long")),
+    "run directory with a name near the limit": Case(train("--out=" + "a" * 250), ("too long",)),
+    "run directory with a zero byte": Case(train("--out=a\0b"), ("--out", "name a directory")),
+    "run directory in a circle": Case(train("--out=o"), ("o",), lambda place: (place / "o").symlink_to("o")),
+    "number as a key": Case(MINE, ("1", "no argument of this name"), config(more="1: 2")),
+    "brackets without end": Case(MINE, ("mine.yaml", "100 levels"), recipe("[" * 20_000)),
+    "lists without end": Case(MINE, ("mine.yaml", "100 levels"), recipe("- " * 20_000)),
+    "text without end": Case(MINE, ("mine.yaml", "200,000"), recipe("# " + "x" * 300_000)),
+    "aliases that multiply": Case(
+        MINE,
+        ("mine.yaml", "aliases"),
+        recipe(
+            "a: &a [1, 1]\n"
+            + "".join(f"b{i}: &b{i} [{', '.join([f'*b{i - 1}'] * 9)}]\n" for i in range(1, 9)).replace("*b0", "*a")
+        ),
+    ),
+    "class in a quoted text": Case(
+        MINE, ("env.kwargs.g", "class_path"), config(env="{id: Pendulum-v1, kwargs: {g: '{class_path: canary.G}'}}")
+    ),
+    "class in an escaped text": Case(
+        MINE,
+        ("env.kwargs.g", "class_path"),
+        config(env="{id: Pendulum-v1, kwargs: {g: '{\"class\\x5fpath\": canary.G}'}}"),
+    ),
+    "class that a trusted module passes on": Case(
+        train("--agent.class_path=experiments.run.Path"), ("experiments.run.Path", "pathlib.Path")
+    ),
+}
+
+CASES = COMMAND_LINE | VALUES | CLASSES | FILES | ENVIRONMENTS | RUNS | HYPERPARAMETERS | LIMITS | PLACES
 
 
 @pytest.fixture
@@ -419,3 +513,25 @@ def test_no_video_of_what_offers_no_rendering(
     said = capsys.readouterr().err
     assert "no video: the environment offers no rgb_array rendering" in said
     assert says in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_where_there_is_none_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(train(f"--{PART}device=cuda")) == 2
+    assert "CUDA is not available" in capsys.readouterr().err
+
+
+def test_a_file_name_is_no_code_even_beside_a_module_of_its_stem(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(train("--env.kwargs.file=canary.xml")) == 2
+    assert "unexpected keyword argument 'file'" in capsys.readouterr().err  # it reached the environment
+    assert "canary" not in sys.modules
+
+
+def test_a_run_goes_where_a_link_points(place: Path) -> None:
+    (place / "disk").mkdir()
+    (place / "link").symlink_to("disk")
+    assert main(train("--steps=5", "--out=link", *BRIEF)) == 0
+    assert (place / "disk" / "config.yaml").is_file()
+    assert (place / "link").is_symlink()

@@ -36,6 +36,12 @@ def test_order_is_recipe_then_overlay_then_command_line(tmp_path: Path) -> None:
     assert resolve(str(tmp_path / "mine.yaml"), env="Pendulum-v1").config.seed == 1
 
 
+def test_an_environment_named_as_a_key_gets_its_overlay_too() -> None:
+    short, long = resolve("pets", env="Pendulum-v1"), resolve("pets", [("env.id", "Pendulum-v1")])
+    assert len(long.sources) == 2
+    assert (long.text, long.sources) == (short.text, short.sources)
+
+
 def test_short_names_are_found_without_importing() -> None:
     assert short_names()["RandomAgent"] == "agents.random_agent.RandomAgent"
     assert "Agent" in short_names()

@@ -360,3 +360,10 @@ def test_compiled_training_equals_eager_training() -> None:
         models.append(model)
     for one, other in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)
+
+
+def test_no_updates_does_not_mean_without_bound() -> None:
+    assert Fitter(max_updates=None).max_updates > 10**9
+    for name in ("max_updates", "first_updates"):
+        with pytest.raises(UserError, match=f"{name}: 0: give a whole number of at least 1"):
+            Fitter(**{name: 0})
