@@ -112,7 +112,7 @@ class NoObservation(Good):
 
 
 class HugeFloat64Observation(Good):
-    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)  # type: ignore[assignment]
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
 
     def look(self) -> Any:
         return np.array([0.0, 1e39])
