@@ -337,7 +337,7 @@ PLACES = {
     "id among the arguments": Case(train("--env.kwargs.id=Hopper-v5"), ("env.kwargs.id", "set as env.id")),
     "checker among the arguments": Case(train("--env.kwargs.disable_env_checker=true"), ("env.kwargs.disable",)),
     "number as an argument's name": Case(train("--env.kwargs={1: 2}"), ("env.kwargs", "text")),
-    "option before the recipe": Case([*"train --agent.init_args.x 3 random".split()], ("the recipe comes first",)),
+    "option before the recipe": Case(["train", "--agent.init_args.x", "3", "random"], ("the recipe comes first",)),
     "recipe with a very long name": Case(["train", "x" * 300], ("RECIPE",)),
     "run directory here": Case(train("--out=."), ("--out", "where you stand")),
     "run directory above": Case(train("--out=.."), ("--out", "where you stand")),
