@@ -114,7 +114,9 @@ class _ClassicVariant:
         return tuple(self._attributes)
 
     def current(self) -> dict[str, float]:
-        return {name: float(getattr(self._base, attribute)) for name, attribute in self._attributes.items()}
+        return {
+            name: _number(attribute, getattr(self._base, attribute)) for name, attribute in self._attributes.items()
+        }
 
     def apply(self, params: Mapping[str, float]) -> None:
         for name, value in {**self._defaults, **params}.items():
@@ -194,3 +196,10 @@ def _rows(model: Any, field: str, index: int) -> slice:
         return slice(index, index + 1)
     starts = [*model.jnt_dofadr.tolist(), model.nv]  # a free or ball joint owns several degrees of freedom
     return slice(starts[index], starts[index + 1])
+
+
+def _number(attribute: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(attribute, value, "this physics parameter of the environment must be a number") from error

@@ -132,7 +132,7 @@ FILES = {
         MINE, ("class_path",), config(env="{id: Pendulum-v1, kwargs: {g: {class_path: canary.G}}}")
     ),
     "foreign name among the environment's arguments": Case(
-        MINE, ("'g'",), config(env="{id: Pendulum-v1, kwargs: {g: canary.G}}")
+        MINE, ("canary.G", "number"), config(env="{id: Pendulum-v1, kwargs: {g: canary.G}}")
     ),
 }
 
