@@ -10,6 +10,7 @@ from typing import Any
 from experiments.metrics import read_records
 
 COLOURS = {"pets": "#2563eb", "one-net": "#d97706", "random": "#6b7280", "oracle-mpc": "#059669"}
+OTHER = "#b91c1c"
 
 
 def write_report(root: Path, command: str) -> None:
@@ -82,9 +83,26 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
             label = run["label"] if run["seed"] == 0 else None
             if run["episodes"]:
                 xs, ys = zip(*run["episodes"], strict=True)
-                axes.plot(xs, ys, color=COLOURS[run["label"]], alpha=0.75, linewidth=1.1, label=label)
+                axes.plot(
+                    xs,
+                    ys,
+                    marker=".",
+                    markersize=3,
+                    color=COLOURS.get(run["label"], OTHER),
+                    alpha=0.75,
+                    linewidth=1.1,
+                    label=label,
+                )
             elif run["seed"] == 0:
-                axes.axhline(run["return_mean"], color=COLOURS[run["label"]], linestyle="--", label=label)
+                axes.axhline(run["return_mean"], color=COLOURS.get(run["label"], OTHER), linestyle="--", label=label)
+        axes.set_ylim(bottom=lowest(runs, task))
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
+
+
+def lowest(runs: list[dict[str, Any]], task: str) -> float:
+    """Where a task's axis begins: a little below the random policy, so that one wild episode does not flatten it."""
+    shown = [run["return_mean"] for run in runs if run["env"] == task]
+    low, high = min(shown), max(shown)
+    return low - 0.1 * (high - low or 1.0)

@@ -102,7 +102,7 @@ def test_an_empty_buffer_says_so(generator: Generator) -> None:
     for ask in (lambda b: b.sample(1, generator), lambda b: b.windows(1, 1, generator), ReplayBuffer.all):
         with pytest.raises(UserError, match="add transitions"):
             ask(ReplayBuffer(3))
-    with pytest.raises(UserError, match="at least one row"):
+    with pytest.raises(UserError, match="a replay buffer holds 1 to"):
         ReplayBuffer(0)
 
 
