@@ -104,5 +104,6 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
 def lowest(runs: list[dict[str, Any]], task: str) -> float:
     """Where a task's axis begins: a little below the random policy, so that one wild episode does not flatten it."""
     shown = [run["return_mean"] for run in runs if run["env"] == task]
-    low, high = min(shown), max(shown)
+    low: float = min(shown)
+    high: float = max(shown)
     return low - 0.1 * (high - low or 1.0)
