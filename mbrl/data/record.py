@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,12 +23,9 @@ class Record:
     ``@dataclass`` classes; each is registered as a pytree, so ``torch.func`` and ``torch.compile`` see through it.
     """
 
-    kinds: ClassVar[dict[str, type[Record]]] = {}
-
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         name = f"{cls.__module__}:{cls.__qualname__}"
-        Record.kinds[name] = cls
         pytree.register_pytree_node(
             cls,
             lambda record: record._present(),
@@ -97,10 +95,19 @@ def from_dict(values: Mapping[str, Any]) -> Record:
 
     Only record types that are already imported are made; raises ``ValueError`` on any other name.
     """
-    kind = Record.kinds.get(str(values.get("__record__")))
+    kind = _kind(str(values.get("__record__")))
     if kind is None:
         raise ValueError(f"not a known record: {values.get('__record__')!r}")
     return kind(**{name: _rich(value) for name, value in values.items() if name != "__record__"})
+
+
+def _kind(name: str) -> type[Record] | None:
+    """The record class ``module:Name`` of a module that is imported now; nothing is imported for it."""
+    module, _, path = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, type) and issubclass(found, Record) else None
 
 
 def _map(function: Callable[..., Tensor], values: list[Any]) -> Any:

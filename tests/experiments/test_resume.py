@@ -55,7 +55,7 @@ def start(command: list[str]) -> subprocess.Popen[bytes]:
 def wait_for_progress(process: subprocess.Popen[bytes], metrics: Path, seconds: float) -> None:
     """Until the process has written a new record, then a random moment longer; or until it ended."""
     before = metrics.stat().st_size if metrics.exists() else -1
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         if metrics.exists() and metrics.stat().st_size not in (before, 0):
             break

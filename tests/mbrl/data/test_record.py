@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,3 +146,23 @@ def test_transitions_length_is_their_rows() -> None:
     rows = Transitions(torch.zeros(3, 2), torch.zeros(3, 1), torch.zeros(3), torch.zeros(3, 2), flag, flag, *[long] * 3)
     assert len(rows) == 3
     assert len(rows[1:]) == 2
+
+
+def test_a_module_imported_twice_gives_its_present_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that was imported, dropped and imported again leaves two classes of one name behind."""
+    (tmp_path / "twice.py").write_text(
+        "from dataclasses import dataclass\nfrom torch import Tensor\nfrom mbrl.data.record import Record\n"
+        "@dataclass\nclass Note(Record):\n    x: Tensor\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    first = importlib.import_module("twice")
+    written = first.Note(torch.zeros(1)).to_dict()
+    monkeypatch.delitem(sys.modules, "twice")
+    second = importlib.import_module("twice")
+    monkeypatch.setitem(sys.modules, "twice", first)
+    assert isinstance(from_dict(written), first.Note)
+    monkeypatch.setitem(sys.modules, "twice", second)
+    assert isinstance(from_dict(written), second.Note)
+    monkeypatch.delitem(sys.modules, "twice")
+    with pytest.raises(ValueError, match="not a known record"):
+        from_dict(written)
