@@ -42,6 +42,8 @@ class Step(Record):
     """``[B]`` bool"""
     truncated: Tensor
     """``[B]`` bool: the state left the model's validity box"""
+    member: Tensor | None = None
+    """``[B]`` int64: the network that moved the row, where the model has several"""
 
 
 @dataclass
@@ -115,7 +117,10 @@ class DynamicsModel(nn.Module, ABC):
 
     @abstractmethod
     def step(self, state: State, action: Tensor, generator: Generator | None) -> Step:
-        """One step of ``B`` rows. ``generator=None`` means no sampled noise."""
+        """One step of ``B`` rows. ``generator=None`` means no sampled noise, and a learned end where it is likely.
+
+        With a generator, a learned end is sampled like everything else.
+        """
 
     def decode(self, state: State) -> Tensor:
         """Observations ``[..., D]`` of states."""

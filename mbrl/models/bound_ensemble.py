@@ -35,8 +35,8 @@ class BoundEnsemble(DynamicsModel):
         self.dtype = torch.bfloat16 if source.inference_dtype == "bfloat16" else torch.float32
         self.has_box = source.validity > 0
         self.box = source.get_buffer("box").clone()
-        elites = source.get_buffer("elites")
-        self.active = len(elites)
+        elites = source.get_buffer("elites").clone()
+        self.elites, self.active = elites, len(elites)
         weights = [w.detach()[elites].double() for w in source.weights]
         biases = [b.detach()[elites].double() for b in source.biases]
         self._fold_inputs(source, weights, biases)
@@ -109,7 +109,11 @@ class BoundEnsemble(DynamicsModel):
 
     @torch.no_grad()
     def step(self, state: State, action: Tensor, generator: Generator | None) -> Step:
-        """Each row is moved by a random elite: rows are shuffled and split evenly, copies of the last one fill up."""
+        """Each row is moved by a random elite: rows are shuffled and split evenly, copies of the last one fill up.
+
+        A learned end is sampled, so that an end of low probability happens as often as the model says. Planners go
+        through :meth:`rollout`, where an end is what is more likely than not.
+        """
         rows, device = len(action), action.device
         places = rows + -rows % self.active
         order = torch.arange(places, device=device)
@@ -124,7 +128,11 @@ class BoundEnsemble(DynamicsModel):
             noise = torch.randn(*grouped.shape[:2], self.target_size, generator=generator, device=device)
         next_z, heads = (x.flatten(0, 1).index_select(0, back) for x in self._in_chunks(grouped, acting, noise))
         next_obs = self.coordinates.to_obs(next_z)
-        return Step(State(next_obs), *self._judge(state.obs, action, next_obs, next_z, heads))
+        reward, terminated, truncated = self._judge(state.obs, action, next_obs, next_z, heads)
+        if generator is not None and self.learns_end:
+            terminated = torch.rand(rows, generator=generator, device=device) < heads[..., -1].sigmoid()
+        member = self.elites[back // (places // self.active)]
+        return Step(State(next_obs), reward, terminated, truncated, member)
 
     def _in_chunks(self, z: Tensor, action: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """:meth:`_advance`, a block of rows at a time, so that what a layer writes is in the cache when it is read."""

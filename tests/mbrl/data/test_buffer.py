@@ -222,6 +222,15 @@ def test_steps_that_fit_together_do_not_join_two_episodes(generator: Generator) 
         buffer.windows(1, 4, generator)
 
 
+def test_windows_do_not_jump_a_missing_step(generator: Generator) -> None:
+    """One episode whose step 3 was never stored (filtered away, say)."""
+    buffer = ReplayBuffer(10)
+    buffer.extend(rows(torch.arange(6), step=torch.tensor([0, 1, 2, 4, 5, 6])))
+    assert set(map(tuple, buffer.windows(200, 2, generator).obs[..., 0].tolist())) == {(0, 1), (1, 2), (3, 4), (4, 5)}
+    with pytest.raises(UserError, match="that many steps"):
+        buffer.windows(1, 4, generator)
+
+
 def test_new_rows_make_new_windows(generator: Generator) -> None:
     buffer = ReplayBuffer(10)
     buffer.extend(rows(torch.arange(3)))

@@ -38,6 +38,30 @@ def drifts_of(moved: torch.Tensor) -> torch.Tensor:
 # -- members -------------------------------------------------------------------------------------------------------
 
 
+def test_a_step_tells_which_member_moved_a_row(drifting: Any, generator: Generator) -> None:
+    model = drifting(DRIFTS, elites=2)
+    model.set_elites(torch.tensor([2.0, 9.0, 1.0]))
+    obs = torch.arange(14.0).view(7, 2)
+    step = model.step(State(obs), torch.zeros(7, 1), generator)
+    moved = (step.state.obs - obs)[:, 0].round()
+    assert torch.equal(moved, torch.tensor(DRIFTS)[step.member])
+    assert set(step.member.tolist()) == {0, 2}
+
+
+def test_learned_ends_are_sampled_in_steps_and_likely_ones_in_plans(
+    system: Any, make_ready: Any, generator: Generator
+) -> None:
+    model, data = make_ready(system("pair", "known", "learned"), members=1), system("pair").data(1)
+    state, action = State(data.obs.expand(4000, -1)), data.action.expand(4000, -1)
+    with torch.no_grad():
+        logit = model.predict(State(data.obs), data.action).end_logit[0, 0, 0]
+        model.biases[-1][..., -1] += torch.tensor(0.3 / 0.7).log() - logit
+    share = model.step(state, action, generator).terminated.float().mean()
+    assert abs(share - 0.3) < 0.03
+    assert not model.step(state, action, None).terminated.any()
+    assert not model.rollout(state, action[None], generator, particles=1).terminated.any()
+
+
 def test_trajectory_keeps_the_member(drifting: Any, generator: Generator) -> None:
     drifts = drifts_of(moves(drifting(DRIFTS), generator, propagation="trajectory"))
     assert (drifts == drifts[0]).all()
