@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from agents.base import ActorState, Agent, Mode
+from agents.common import random_action
 from envs.errors import UserError
 from envs.spec import EnvSpec
 from mbrl import seeding
@@ -128,7 +129,7 @@ class MPCAgent(Agent):
         warm_start = fresh.where(is_first, past.warm_start)
         state = self.model.observe(past.model_state, past.prev_action, obs, is_first, sim_state=sim_state)
         if mode == "explore" and self._warming_up():
-            action = self._random_action(slots, generator)
+            action = random_action(self.spec.action, slots, generator, self.action_limit)
             unplanned = torch.full((slots,), torch.nan, device=self.device)
             return action, MPCActorState(state, action, fresh), {"plan_value": unplanned}
         plan = self.planner.plan(self._bound_model(), self.objective, state, warm_start, generator=generator)
@@ -140,14 +141,6 @@ class MPCAgent(Agent):
 
     def _warming_up(self) -> bool:
         return self.fitter is not None and self.buffers["real"].total_added < self.warmup_steps
-
-    def _random_action(self, slots: int, generator: Generator) -> Tensor:
-        size = self.spec.action.size
-        if self.spec.action.discrete:
-            choice = torch.randint(size, (slots,), generator=generator, device=self.device)
-            return torch.nn.functional.one_hot(choice, size).float()
-        uniform = torch.rand(slots, size, generator=generator, device=self.device)
-        return (uniform * 2.0 - 1.0) * self.action_limit
 
     def _bound_model(self) -> DynamicsModel:
         if self._bound is None:

@@ -1,0 +1,56 @@
+"""Small things that several agents share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Generator, Tensor
+
+from envs.spec import ActionSpec
+from mbrl.clock import Clock
+
+
+def random_action(action: ActionSpec, slots: int, generator: Generator, limit: float = 1.0) -> Tensor:
+    """Uniform actions ``[slots, A]`` in [-limit, limit], or one-hot choices."""
+    if action.discrete:
+        choice = torch.randint(action.size, (slots,), generator=generator, device=generator.device)
+        return torch.nn.functional.one_hot(choice, action.size).float()
+    uniform = torch.rand(slots, action.size, generator=generator, device=generator.device)
+    return (uniform * 2.0 - 1.0) * limit
+
+
+def updates_owed(clock: Clock, warmup_steps: int, updates_per_step: int) -> int:
+    """Gradient steps for the env steps of this tick that lie after the warm-up.
+
+    Counted by env steps, not by ticks: with several environments in parallel the ratio stays the same.
+    """
+    return updates_per_step * (clock.env_steps - max(clock.previous_env_steps, min(warmup_steps, clock.env_steps)))
+
+
+class RunningMean:
+    """Means by name since they were last asked for."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+
+    def pop(self) -> dict[str, float]:
+        """The means, and start anew; empty when nothing was added."""
+        means = {name: total / self.count for name, total in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+    def state_dict(self) -> dict[str, float | int | dict[str, float]]:
+        return {"sums": dict(self.sums), "count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        sums, count = state["sums"], state["count"]
+        assert isinstance(sums, dict)
+        assert isinstance(count, int)
+        self.sums, self.count = dict(sums), count
