@@ -156,16 +156,17 @@ def check_env(options: argparse.Namespace, rest: Sequence[str], command: Sequenc
     return 0 if report.ok else 1
 
 
-def bench(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
-    """Run benchmarks; what follows the names goes to each of them."""
+def bench(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> int:
+    """Run benchmarks; what follows the names goes to each of them. 1 when a run of one of them failed."""
     from experiments import benchmarks
 
-    known = sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if not m.name.startswith("_"))
+    files = (m.name for m in pkgutil.iter_modules(benchmarks.__path__) if not m.name.startswith("_"))
+    known = sorted(name.replace("_", "-") for name in files)
     for name in options.names:
         if name not in known:
             raise UserError("bench", name, f"there is no such benchmark; there are: {', '.join(known)}", known)
-    for name in options.names:
-        importlib.import_module(f"experiments.benchmarks.{name}").main([*rest])
+    modules = [importlib.import_module(f"experiments.benchmarks.{name.replace('-', '_')}") for name in options.names]
+    return max(int(module.main([*rest]) or 0) for module in modules)
 
 
 def demo(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ def write_report(root: Path, command: str) -> None:
     oracle = {run["env"]: run["returns"] for run in runs if run["label"] == "oracle-mpc"}
     for run in runs:
         run |= regret(run["returns"], oracle.get(run["env"]))
+    root.mkdir(parents=True, exist_ok=True)
     (root / "summary.json").write_text(json.dumps({"command": command, "runs": runs}, indent=1) + "\n")
     (root / "summary.md").write_text("\n".join(table(runs, command)) + "\n")
     draw(runs, root / "learning-curves.png")
