@@ -115,14 +115,15 @@ class ReplayBuffer:
     def sample_ids(self, n: int, generator: Generator, weighted: bool = False) -> Tensor:
         """``[n]`` ids, drawn uniformly or by weight, with replacement."""
         self._need_rows()
+        oldest = self.total_added - len(self)
         if not weighted:
-            return self.ids[0] + torch.randint(len(self), (n,), generator=generator, device=self.device)
+            return oldest + torch.randint(len(self), (n,), generator=generator, device=self.device)
         weight = self.columns["weight"][self.ids % self.capacity].double()
         edges = weight.cumsum(0)
         if not bool(edges[-1] > 0):
             raise UserError("weight", 0.0, "every stored row has weight 0; nothing can be sampled by weight")
         draw = torch.rand(n, generator=generator, device=self.device, dtype=torch.float64) * edges[-1]
-        return self.ids[0] + torch.searchsorted(edges, draw, right=True).clamp(max=len(self) - 1)
+        return oldest + torch.searchsorted(edges, draw, right=True).clamp(max=len(self) - 1)
 
     def sample(self, n: int, generator: Generator, weighted: bool = False) -> Transitions:
         """``n`` rows with replacement; by weight when ``weighted``."""

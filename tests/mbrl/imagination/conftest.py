@@ -1,0 +1,6 @@
+"""``walks`` holds the small models that these tests share."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))
