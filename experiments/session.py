@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from agents.base import Agent
+from agents.external import ExternalLearner
 from envs.boundary import try_out
 from envs.errors import UserError
 from envs.pool import EnvPool
@@ -38,6 +39,8 @@ def build_agent(config: RunConfig, spec: EnvSpec) -> Agent:
     torch.manual_seed(derive_seed(config.seed, "init"))
     try:
         agent = config.agent(spec)
+        if isinstance(agent, ExternalLearner):
+            agent.setup(config.num_envs, config.steps)
     except UserError:
         raise
     except (TypeError, ValueError, RuntimeError, ImportError, AttributeError) as error:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from agents.base import ActorState, Agent
+from agents.external import ExternalLearner
 from envs.pool import EnvPool, PoolStep
 from experiments.checkpoint import CheckpointStore, global_random_states, set_global_random_states
 from experiments.config import RunConfig
@@ -64,26 +65,39 @@ class OnlineLoop:
         return result
 
     def advance(self) -> None:
-        """One decision in every slot, and what is learned from it."""
-        transitions = self.interact()
-        self.agent.observe(transitions)
-        self.clock.tick(self.config.num_envs)
-        self.report_episodes(transitions)
+        """One decision in every slot and what is learned from it; of an external learner, one round of its own."""
+        before = self.clock.env_steps
+        if isinstance(self.agent, ExternalLearner):
+            self.agent.advance(self)
+        else:
+            self.agent.observe(self.interact())
+        self.clock.previous_env_steps = before  # many ticks may be one round
         for event, values in self.agent.update(self.clock).items():
             self.reporter.record(event, self.clock, values)
-        self.pool.reset_ended()
-        self.reporter.progress(self.clock)
 
     def interact(self) -> Transitions:
-        device = self.agent.device
-        obs, is_first = torch.from_numpy(self.pool.obs).to(device), torch.from_numpy(self.pool.is_first).to(device)
+        obs, is_first = self.current()
         sim_state = self.pool.sim_states() if self.agent.wants_sim_state else None
-        sim = None if sim_state is None else torch.from_numpy(sim_state).to(device)
+        sim = None if sim_state is None else torch.from_numpy(sim_state).to(self.agent.device)
         action, self.actor_state, extra = self.agent.act(
             obs, self.actor_state, is_first, "explore", self.generator, sim_state=sim
         )
+        return self.collect(action, extra)
+
+    def current(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Observations ``[N, D]`` and ``[N]`` first ones, on the agent's device."""
+        device = self.agent.device
+        return torch.from_numpy(self.pool.obs).to(device), torch.from_numpy(self.pool.is_first).to(device)
+
+    def collect(self, action: torch.Tensor, extra: dict[str, torch.Tensor] | None = None) -> Transitions:
+        """One step of every environment, counted and reported; episodes that ended begin anew."""
         step = self.pool.step(action.cpu().numpy())
-        return to_transitions(step, action, extra, version=self.clock.updates)
+        transitions = to_transitions(step, action, extra or {}, version=self.clock.updates)
+        self.clock.tick(self.config.num_envs)
+        self.report_episodes(transitions)
+        self.pool.reset_ended()
+        self.reporter.progress(self.clock)
+        return transitions
 
     def report_episodes(self, transitions: Transitions) -> None:
         self.returns += transitions.reward.double().cpu().numpy()
