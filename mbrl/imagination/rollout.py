@@ -148,7 +148,7 @@ def imagine_chunk(
     rows = _rows(start)
     place = torch.arange(chunk_rows, device=_leaf(start).device)
     generator = seeding.generator(seed, "chunk", index, device=place.device)
-    state, alive = start[place.clamp(max=rows - 1)], place < rows
+    state, alive = start if rows == chunk_rows else start[place.clamp(max=rows - 1)], place < rows
     steps, kept = [], []
     for depth in range(horizon):
         move = _advance(model, act, state, filters, generator)
@@ -186,9 +186,8 @@ def _as_rows(model: DynamicsModel, move: Move, depth: int) -> Transitions:
     step = move.step
     row = torch.arange(len(step.reward), device=step.reward.device)
     columns = {"depth": torch.full_like(row, depth), **move.columns}
-    member: Tensor | None = getattr(step, "member", None)
-    if member is not None:
-        columns["member"] = member
+    if step.member is not None:
+        columns["member"] = step.member
     obs, next_obs = model.decode(move.state), model.decode(step.state)
     # The horizon's end is no end of the episode: neither flag is set there.
     return Transitions(

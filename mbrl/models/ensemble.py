@@ -215,6 +215,31 @@ class ProbabilisticEnsemble(DynamicsModel):
         """One step; each row is moved by a random elite (rows are shuffled and split evenly over the elites)."""
         return self.bind().step(state, action, generator)
 
+    @property
+    def noise_size(self) -> int:
+        """Random numbers that one row of :meth:`step_with_noise` uses."""
+        return 2 + self.target_size
+
+    @torch.no_grad()
+    def step_with_noise(self, state: State, action: Tensor, noise: Tensor) -> Step:
+        """As :meth:`step` with the random numbers given, ``noise [B, noise_size]`` standard normal.
+
+        A row's result depends on that row alone. It costs a pass of every member for every row. The first number of a
+        row chooses its elite, the second its end where ends are learned, the others are the noise of its target.
+        """
+        prediction, elites = self.predict(state, action), self.get_buffer("elites")
+        uniform = torch.special.ndtr(noise[:, :2].double())
+        member = elites[(uniform[:, 0] * len(elites)).long().clamp(max=len(elites) - 1)]
+        row = torch.arange(len(action), device=action.device)
+        std = prediction.variance()[member, row].sqrt()
+        next_obs, reward = prediction._decode(prediction.target_mean[member, row] + std * noise[:, 2:])
+        if prediction.end_logit is None:
+            terminated = self.spec.known_termination(state.obs, action, next_obs)
+        else:
+            terminated = uniform[:, 1] < prediction.end_logit[member, row, 0].sigmoid()
+        z, box = self.coordinates.fold(self.coordinates.from_obs(next_obs)), self.get_buffer("box")
+        return Step(State(next_obs), reward, terminated, ((z < box[0]) | (z > box[1])).any(-1), member)
+
     def rollout(
         self,
         state: State,

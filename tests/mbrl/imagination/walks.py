@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor
@@ -14,13 +14,6 @@ from mbrl.models.base import DynamicsModel, Estimator, State, Step
 def spec_of(obs_size: int = 2, discrete: bool = False) -> EnvSpec:
     action = ActionSpec("discrete", 3) if discrete else ActionSpec("continuous", 1, (-2.0,), (2.0,))
     return EnvSpec(id="Walk-v0", version="0", fingerprint="0", obs_size=obs_size, action=action)
-
-
-@dataclass
-class MemberStep(Step):
-    """A step that tells which member made it."""
-
-    member: Tensor
 
 
 class Walk(DynamicsModel):
@@ -53,9 +46,8 @@ class Walk(DynamicsModel):
 class TellingWalk(Walk):
     """Says that the member moving a row is its index modulo three."""
 
-    def step(self, state: State, action: Tensor, generator: Generator | None) -> MemberStep:
-        step = super().step(state, action, generator)
-        return MemberStep(step.state, step.reward, step.terminated, step.truncated, torch.arange(len(action)) % 3)
+    def step(self, state: State, action: Tensor, generator: Generator | None) -> Step:
+        return replace(super().step(state, action, generator), member=torch.arange(len(action)) % 3)
 
 
 class Constant:
