@@ -41,11 +41,13 @@ RESERVED: Mapping[str, str] = {
     "seed": "leave it out; the run's seed is used",
     "device": "set it as agent.init_args.device",
     "_init_setup_model": "leave it out",
-    "use_sde": "set it beside policy_kwargs, not inside",
-    "features_extractor_class": "observations are flat here; leave it out",
     **dict.fromkeys(("verbose", "tensorboard_log", "stats_window_size"), OWN_RECORDS),
     **dict.fromkeys(("replay_buffer_class", "optimize_memory_usage"), OWN_MEMORY),
     **dict.fromkeys(("rollout_buffer_class", "rollout_buffer_kwargs"), OWN_MEMORY),
+}
+RESERVED_INSIDE: Mapping[str, str] = {
+    "use_sde": "set it beside policy_kwargs, not inside",
+    "features_extractor_class": "observations are flat here; leave it out",
 }
 SHARES = ("tau", "gamma", "gae_lambda", "exploration_fraction", "exploration_initial_eps", "exploration_final_eps")
 LIMITS: Mapping[str, tuple[float, float]] = {
@@ -87,7 +89,7 @@ def constructor_arguments(
     made = {}
     for name, value in kwargs.items():
         where = f"{HERE}.{name}"
-        _check_name(where, name, hints, cls.__name__)
+        _check_name(where, name, hints, RESERVED, cls.__name__)
         if name == "policy_kwargs":
             made[name] = _policy_arguments(where, cls.policy_aliases[policy], value)
         elif name in CONVERTERS:
@@ -103,15 +105,11 @@ def _hints(cls: Any) -> dict[str, Any]:
     return {parameter.name: parameter.annotation for parameter in parameters}
 
 
-def _check_name(where: str, name: str, known: Mapping[str, Any], owner: str) -> None:
-    if name in RESERVED:
-        raise UserError(where, name, RESERVED[name]) if name in known else _unknown(where, name, known, owner)
+def _check_name(where: str, name: str, known: Mapping[str, Any], reserved: Mapping[str, str], owner: str) -> None:
     if name not in known:
-        raise _unknown(where, name, known, owner)
-
-
-def _unknown(where: str, name: str, known: Mapping[str, Any], owner: str) -> UserError:
-    return UserError(where, name, f"{owner} has no argument of this name.", set(known) - set(RESERVED))
+        raise UserError(where, name, f"{owner} has no argument of this name.", set(known) - set(reserved))
+    if name in reserved:
+        raise UserError(where, name, reserved[name])
 
 
 def _checked(where: str, name: str, value: Any, annotation: Any) -> Any:
@@ -224,7 +222,7 @@ def _policy_arguments(where: str, cls: type, value: Any) -> dict[str, Any]:
     made = {}
     for name, part in value.items():
         place = f"{where}.{name}"
-        _check_name(place, name, hints, "the policy")
+        _check_name(place, name, hints, RESERVED_INSIDE, "the policy")
         if name == "net_arch":
             made[name] = _layers(place, part)
         elif name in MODULES:
