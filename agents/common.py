@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -33,24 +34,22 @@ class RunningMean:
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
-        self.count = 0
+        self.counts: dict[str, int] = {}
 
     def add(self, values: Mapping[str, float]) -> None:
+        """Not every name need come every time."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
-        self.count += 1
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def pop(self) -> dict[str, float]:
         """The means, and start anew; empty when nothing was added."""
-        means = {name: total / self.count for name, total in self.sums.items()}
-        self.sums, self.count = {}, 0
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
         return means
 
-    def state_dict(self) -> dict[str, float | int | dict[str, float]]:
-        return {"sums": dict(self.sums), "count": self.count}
+    def state_dict(self) -> dict[str, dict[str, float] | dict[str, int]]:
+        return {"sums": dict(self.sums), "counts": dict(self.counts)}
 
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
-        sums, count = state["sums"], state["count"]
-        assert isinstance(sums, dict)
-        assert isinstance(count, int)
-        self.sums, self.count = dict(sums), count
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
