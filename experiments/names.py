@@ -22,7 +22,7 @@ from envs.errors import UserError
 
 OWN = ("envs", "mbrl", "agents", "experiments")
 TRUSTED = (*OWN, "torch")
-SHORT_NAMES_FROM = ("agents", "mbrl.models", "mbrl.planning", "mbrl.fitting")
+SHORT_NAMES_FROM = ("agents", "mbrl.models", "mbrl.planning", "mbrl.imagination", "mbrl.fitting")
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 SCHEMES = ("dmc",)
 

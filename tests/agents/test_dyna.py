@@ -1,0 +1,245 @@
+"""Dyna keeps its books as published: horizon, capacity, real share, elites, ends; and a mechanism off is noticed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from agents.actor_critic.learner import ActorCritic
+from agents.dyna import DynaAgent
+from agents.planning_dyna import PlanningDynaAgent
+from envs.errors import UserError
+from envs.pool import EnvPool
+from envs.registry import env_spec, make_env
+from experiments.loops.online import to_transitions
+from mbrl.clock import Clock
+from mbrl.data.transitions import Transitions
+from mbrl.fitting import Fitter
+from mbrl.imagination import HorizonSchedule
+from mbrl.models.ensemble import ProbabilisticEnsemble
+from mbrl.planning.cem import ICEM
+
+PENDULUM = "InvertedPendulum-v5"
+WARMUP, EVERY, ROLLOUTS, BATCH, REAL = 40, 20, 3, 20, 0.15
+MODEL = partial(ProbabilisticEnsemble, members=4, elites=2, hidden=8, layers=1)
+LEARNER = partial(ActorCritic, hidden=8, layers=1)
+PUBLISHED: dict[str, Any] = {
+    "warmup_steps": WARMUP,
+    "fit_every": EVERY,
+    "rollouts_per_step": ROLLOUTS,
+    "retain_steps": 2 * EVERY,
+    "updates_per_step": 2,
+    "batch_size": BATCH,
+    "real_ratio": REAL,
+}
+
+
+def make_agent(kind: type[DynaAgent] = DynaAgent, **changes: Any) -> DynaAgent:
+    options = PUBLISHED | {"horizon": HorizonSchedule(60, 100, 1, 3)} | changes
+    torch.manual_seed(0)
+    agent = kind(
+        env_spec(PENDULUM), model=MODEL, learner=LEARNER, fitter=Fitter(max_epochs=2, batch_size=16), **options
+    )
+    agent.seed(0)
+    return agent
+
+
+class Script:
+    """Runs an agent in real environments and writes down what it does."""
+
+    def __init__(self, agent: DynaAgent, num_envs: int = 1) -> None:
+        self.agent, self.clock, self.generator = agent, Clock(), torch.Generator().manual_seed(1)
+        self.pool = EnvPool(partial(make_env, PENDULUM), num_envs, lambda slot, episode: 100 * slot + episode)
+        self.pool.reset()
+        self.state = agent.initial_actor_state(num_envs)
+        self.batches: list[Transitions] = []
+        self.elites: list[tuple[Tensor, Tensor]] = []
+        self.events: list[tuple[int, str, dict[str, Any]]] = []
+        self.capacities: dict[int, int] = {}
+        self._watch(agent)
+
+    def _watch(self, agent: Any) -> None:
+        update, set_elites = agent.learner.update, agent.model.set_elites
+
+        def seen_update(batches: Transitions, generator: Generator) -> dict[str, float]:
+            self.batches.append(batches.clone())
+            found: dict[str, float] = update(batches, generator)
+            return found
+
+        def seen_elites(score: Tensor) -> None:
+            set_elites(score)
+            self.elites.append((score.clone(), agent.model.get_buffer("elites").clone()))
+
+        agent.learner.update, agent.model.set_elites = seen_update, seen_elites
+
+    def play(self, steps: int) -> Script:
+        while self.clock.env_steps < steps:
+            self.round()
+        return self
+
+    def round(self) -> None:
+        obs, first = torch.from_numpy(self.pool.obs), torch.from_numpy(self.pool.is_first)
+        action, self.state, extra = self.agent.act(obs, self.state, first, "explore", self.generator)
+        self.agent.observe(to_transitions(self.pool.step(action.numpy()), action, extra, version=0))
+        self.clock.tick(self.pool.num_envs)
+        for event, values in self.agent.update(self.clock).items():
+            self.events.append((self.clock.env_steps, event, values))
+        self.capacities[self.clock.env_steps] = self.agent.imagined.capacity
+        self.pool.reset_ended()
+
+
+def check_books(script: Script) -> None:
+    """Every number of a run of 140 env steps as published."""
+    agent, clock = script.agent, script.clock
+    fits = [(step, values) for step, event, values in script.events if event == "fit"]
+    # fits begin with the end of the warm-up, F env steps apart; k grows from 1 at 60 to 3 at 100
+    assert [step for step, _ in fits] == [40, 60, 80, 100, 120, 140]
+    assert [values["horizon"] for _, values in fits] == [1, 1, 2, 3, 3, 3]
+    # capacity = k * rollouts a step * retained steps
+    assert [script.capacities[step] for step, _ in fits] == [120, 120, 240, 360, 360, 360]
+    # UTD counts from the end of the warm-up
+    assert clock.updates == agent.learner.updates == 2 * (140 - WARMUP)
+    check_shares(script)
+    for score, elites in script.elites:
+        assert set(elites.tolist()) == set(score.argsort()[:2].tolist())
+    imagined = agent.imagined.ring.all()
+    ends = agent.model.spec.known_termination(imagined.obs, imagined.action, imagined.next_obs)
+    assert torch.equal(ends, imagined.terminated)
+    follows = {(int(e), int(s)) for e, s in zip(imagined.episode, imagined.step, strict=True)}
+    assert any(int(s) > 0 for s in imagined.step)
+    assert ends.any()
+    # the newest fit's rollouts: nothing comes after an end
+    newest = imagined[-int(fits[-1][1]["imagined_rows"]) :]
+    over = {(int(e), int(s) + 1) for e, s, t in zip(newest.episode, newest.step, newest.terminated, strict=True) if t}
+    assert not over & {(int(e), int(s)) for e, s in zip(newest.episode, newest.step, strict=True)}, follows
+
+
+def check_shares(script: Script) -> None:
+    """The first 3 of every 20 rows are rows of the real buffer, the others are none."""
+    real = {tuple(row) for row in script.agent.buffers["real"].all().obs.tolist()}
+    real_next = {tuple(row) for row in script.agent.buffers["real"].all().next_obs.tolist()}
+    for batches in script.batches:
+        for batch, after in zip(batches.obs.tolist(), batches.next_obs.tolist(), strict=True):
+            known = [tuple(o) in real and tuple(n) in real_next for o, n in zip(batch, after, strict=True)]
+            assert known == [True] * round(REAL * BATCH) + [False] * (BATCH - round(REAL * BATCH))
+
+
+def test_the_books_are_kept() -> None:
+    check_books(Script(make_agent()).play(140))
+
+
+def no_elites(agent: Any) -> None:
+    agent.model.set_elites = lambda score: agent.model.get_buffer("elites").copy_(score.argsort()[-2:])
+
+
+def endless(agent: Any) -> None:
+    agent.model.spec.__class__.known_termination  # noqa: B018 - the attribute exists
+    bind = agent.model.bind
+
+    def bound(*args: Any) -> Any:
+        model = bind(*args)
+        step = model.step
+
+        def never_ends(*args: Any) -> Any:
+            made = step(*args)
+            made.terminated = torch.zeros_like(made.terminated)
+            return made
+
+        model.step = never_ends
+        return model
+
+    agent.model.bind = bound
+
+
+OFF: dict[str, tuple[dict[str, Any], Callable[[Any], None] | None]] = {
+    "horizon schedule": ({"horizon": HorizonSchedule(60, 100, 1, 1)}, None),
+    "retain window": ({"retain_steps": EVERY}, None),
+    "real share": ({"real_ratio": 0.0}, None),
+    "updates per step": ({"updates_per_step": 1}, None),
+    "fit interval": ({"fit_every": EVERY + 5}, None),
+    "elite choice": ({}, no_elites),
+    "termination masking": ({}, endless),
+}
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_a_mechanism_that_is_off_is_noticed(name: str) -> None:
+    changes, break_it = OFF[name]
+    agent = make_agent(**changes)
+    if break_it is not None:
+        break_it(agent)
+    with pytest.raises(AssertionError):
+        check_books(Script(agent).play(140))
+
+
+def test_updates_follow_env_steps_when_environments_run_side_by_side() -> None:
+    script = Script(make_agent(), num_envs=3).play(120)
+    assert script.clock.env_steps == 120
+    assert script.clock.updates == 2 * (120 - WARMUP)
+
+
+def test_a_restored_agent_learns_on_to_the_bit() -> None:
+    script = Script(make_agent()).play(70)
+    other = make_agent()
+    written = io.BytesIO()
+    torch.save(script.agent.state_dict(), written)
+    written.seek(0)
+    other.load_state_dict(torch.load(written, weights_only=True))
+    other.buffers["real"].extend(script.agent.buffers["real"].all())
+    clocks = [Clock(**script.clock.state_dict()) for _ in range(2)]  # type: ignore[arg-type]
+    for _ in range(12):  # over the next fit
+        for agent, clock in zip((script.agent, other), clocks, strict=True):
+            clock.tick(1)
+            agent.update(clock)
+    obs = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(script.agent.learner.act(obs, None), other.learner.act(obs, None))
+    assert torch.equal(script.agent.imagined.ring.all().obs, other.imagined.ring.all().obs)
+
+
+def test_exploring_samples_and_evaluating_does_not(generator: Generator) -> None:
+    agent = Script(make_agent()).play(60).agent
+    obs = torch.zeros(8, 4)
+
+    def acts(mode: Any) -> Tensor:
+        first = torch.ones(8, dtype=torch.bool)
+        return agent.act(obs, agent.initial_actor_state(8), first, mode, generator)[0]
+
+    assert len(set(acts("explore")[:, 0].tolist())) == 8
+    assert len(set(acts("evaluate")[:, 0].tolist())) == 1
+
+
+@pytest.mark.parametrize(
+    "option", [{"real_ratio": 1.5}, {"updates_per_step": 0}, {"fit_every": 0}, {"warmup_steps": 0}, {"batch_size": 0}]
+)
+def test_bad_options_are_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(option))):
+        make_agent(**option)
+
+
+# -- planning when it decides --------------------------------------------------------------------------------------
+
+
+def test_the_policy_proposes_and_the_critics_judge_the_end(generator: Generator) -> None:
+    planner = partial(ICEM, horizon=4, candidates=20, iterations=2, particles=2)
+    agent = make_agent(PlanningDynaAgent, planner=planner, proposals=3)
+    assert isinstance(agent, PlanningDynaAgent)
+    Script(agent).play(62)
+    state = agent.model.encode(torch.zeros(5, 4))
+    proposals = agent.propose(agent.model.bind(), state, generator)
+    assert proposals.shape == (4, 3, 5, 1)
+    torch.testing.assert_close(proposals[0].std(0, correction=0) > 0, torch.ones(5, 1, dtype=torch.bool))
+    first = torch.ones(5, dtype=torch.bool)
+
+    def plan() -> Tensor:
+        luck = torch.Generator().manual_seed(3)
+        return agent.act(state.obs, agent.initial_actor_state(5), first, "evaluate", luck)[0]
+
+    before = plan()
+    agent.learner.value = lambda obs, generator: 1000.0 * obs[:, 1]  # type: ignore[method-assign]
+    assert not torch.equal(plan(), before)  # the value of the last state matters
