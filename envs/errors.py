@@ -21,3 +21,18 @@ class UserError(Exception):
         near = difflib.get_close_matches(str(seen), list(choices), n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         super().__init__(f"{field}: {seen!r}: {fix}{hint}")
+        self._hint = hint
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, object, str]]:
+        """Errors cross process borders; what was seen may not, so its description goes."""
+        return UserError, (self.field, _Described(repr(self.seen)), self.fix + self._hint)
+
+
+class _Described:
+    """Stands for a value of another process; shows as that value did there."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
