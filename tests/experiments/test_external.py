@@ -100,7 +100,7 @@ CASES = {
 QUICK = ("sb3-sac", "sb3-ppo", "sb3-dqn")
 KILLED = """
 import os, signal, sys
-import agents.sb3.agent, experiments.session, jsonargparse, sb3_contrib, torch.utils.tensorboard  # once for all
+import agents.sb3.agent, experiments.session, jsonargparse, sb3_contrib, torch._dynamo, torch.utils.tensorboard
 from experiments.cli import main
 from experiments.loops.online import OnlineLoop
 
