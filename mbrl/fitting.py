@@ -26,8 +26,11 @@ class Fitter:
         lr: Adam's step size.
         weight_decay: L2 coefficient on weight matrices, as in Adam with coupled decay.
         batch_size: rows for each member and step.
-        holdout: share of rows held out, drawn anew at every fit; 0 trains on everything.
+        holdout: share of rows held out; 0 trains on everything.
         max_holdout: at most this many rows are held out.
+        fresh_holdout: draw the held rows anew at every fit, as published with MBPO. A network that goes on from its
+            last weights has then been trained on most of them, looks best before its first epoch, and stops early.
+            By default a row is held or trained on for ever, by its episode and step.
         patience: epochs without improvement before stopping.
         max_epochs: upper bound on epochs.
         max_updates: upper bound on gradient steps in one fit.
@@ -45,6 +48,7 @@ class Fitter:
         batch_size: int = 256,
         holdout: float = 0.2,
         max_holdout: int = 5000,
+        fresh_holdout: bool = False,
         patience: int = 5,
         max_epochs: int = 100,
         max_updates: int | None = None,
@@ -63,7 +67,8 @@ class Fitter:
         if holdout == 0.0 and max_updates is None:
             raise UserError("holdout", holdout, "without a holdout nothing stops early: set max_updates")
         self.lr, self.weight_decay, self.batch_size = lr, weight_decay, batch_size
-        self.holdout, self.max_holdout, self.patience, self.max_epochs = holdout, max_holdout, patience, max_epochs
+        self.holdout, self.max_holdout, self.fresh_holdout = holdout, max_holdout, fresh_holdout
+        self.patience, self.max_epochs = patience, max_epochs
         self.max_updates = 2**62 if max_updates is None else max_updates
         self.first_updates = self.max_updates if first_updates is None else first_updates
         self.improvement, self.bootstrap, self.compile = improvement, bootstrap, compile
@@ -79,7 +84,7 @@ class Fitter:
         _check(data)
         optimizer = self._optimizer(model)
         rows: Record = model.prepare(data)
-        train, held = self._split(len(data), generator)
+        train, held = self._split(data, generator)
         limit = self.first_updates if self.fits == 0 else self.max_updates
         updates, epochs, loss = self._train(model, optimizer, rows, train, held, weights, generator, limit)
         self.fits += 1
@@ -127,9 +132,14 @@ class Fitter:
         optimizer.step()
         return loss.detach()
 
-    def _split(self, rows: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        order = torch.randperm(rows, generator=generator, device=generator.device)
-        held = min(int(self.holdout * rows), self.max_holdout)
+    def _split(self, data: Transitions, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Row numbers to train on (shuffled) and to hold out."""
+        order = torch.randperm(len(data), generator=generator, device=generator.device)
+        held = min(int(self.holdout * len(data)), self.max_holdout)
+        if held and not self.fresh_holdout:
+            order = order[_fixed_rank(data)[order].argsort(stable=True)]
+            shuffled = torch.randperm(len(data) - held, generator=generator, device=generator.device)
+            return order[held:][shuffled], order[:held]
         return order[held:], order[:held]
 
     def _member_rows(self, members: int, train: Tensor, weights: Tensor | None, generator: Generator) -> Tensor:
@@ -207,6 +217,14 @@ class _Best:
         with torch.no_grad():
             for kept, p in zip(self.weights, self.model.parameters(), strict=True):
                 p.copy_(kept)
+
+
+def _fixed_rank(data: Transitions) -> Tensor:
+    """``[N]`` int64 that look random and depend on each row's episode and step alone (the finaliser of splitmix64)."""
+    mixed = data.episode * -7046029254386353131 + data.step
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        mixed = (mixed ^ (mixed >> shift)) * factor
+    return mixed ^ (mixed >> 31)
 
 
 def _shuffle(members: Tensor, generator: Generator) -> Tensor:

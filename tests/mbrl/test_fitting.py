@@ -133,13 +133,24 @@ def test_held_out_rows_are_never_trained_on() -> None:
     assert {len(rows) for rows in held} == {25}
     assert all(torch.equal(rows, held[0]) for rows in held)
     assert not set(held[0].tolist()) & set(model.all_shown().flatten().tolist())
-    Fitter(batch_size=20, holdout=0.25, patience=3).fit(model, line(100), luck(1))
-    assert not torch.equal(held[-1], held[0])  # drawn anew at every fit
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_row_is_held_or_trained_on_for_ever(fresh: bool) -> None:
+    """Unless held rows are drawn anew, as published: then a later fit is judged on rows that were trained on."""
+    fitter, trained, leaked = Fitter(holdout=0.25, fresh_holdout=fresh), set[int](), 0
+    for rows in (100, 150, 220, 300):
+        train, held = fitter._split(line(rows), luck(rows))
+        assert sorted([*train.tolist(), *held.tolist()]) == list(range(rows))
+        leaked += len(trained & set(held.tolist()))
+        trained |= set(train.tolist())
+        assert abs(held.float().mean() / rows - 0.5) < 0.1  # early and late rows alike
+    assert leaked > 60 if fresh else leaked < 15  # the share is exact, so a few rows at its edge change sides
 
 
 def test_the_holdout_is_bounded() -> None:
     fitter = Fitter(holdout=0.5, max_holdout=7)
-    train, held = fitter._split(100, luck())
+    train, held = fitter._split(line(100), luck())
     assert (len(train), len(held)) == (93, 7)
 
 
