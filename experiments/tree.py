@@ -113,12 +113,14 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def set_path(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set ``a.b.c`` inside nested mappings (list items by number), making mappings on the way.
 
-    A name written over a part (a mapping with ``class_path``) exchanges that part.
+    A name written over a part (a mapping with ``class_path``) exchanges that part. A part's arguments may be named
+    without ``init_args``: ``agent.learner.hidden``.
     """
     *way, last = key.split(".")
     node: Any = tree
     for part in way:
-        node = _descend(node, part, key)
+        node = _descend(_arguments(node, part), part, key)
+    node = _arguments(node, last)
     if isinstance(node, list):
         node[_position(node, last, key)] = value
         return
@@ -131,6 +133,15 @@ def set_path(tree: dict[str, Any], key: str, value: Any) -> None:
     node[last] = value
     if new_class:
         node.pop("init_args", None)
+
+
+def _arguments(node: Any, name: str) -> Any:
+    """Where ``name`` is set: in the arguments, when ``node`` is a part and ``name`` is none of its two keys."""
+    if not isinstance(node, dict) or "class_path" not in node or name in ("class_path", "init_args"):
+        return node
+    if node.get("init_args") is None:
+        node["init_args"] = {}
+    return node["init_args"]
 
 
 def _descend(node: Any, part: str, key: str) -> Any:

@@ -129,8 +129,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--batch", type=int, nargs="+", help="batch sizes")
     options = parse(parser, argv)
     sizes = QUICK if options.quick else Sizes()
-    chosen = {name: tuple(values) for name in ("hidden", "batch") if (values := getattr(options, name))}
-    sizes = replace(sizes, **chosen)
+    sizes = replace(sizes, hidden=tuple(options.hidden or sizes.hidden), batch=tuple(options.batch or sizes.batch))
     with one_thread():
         found = [
             measure(sizes, hidden, batch, options.seed, not options.no_compile, options.repeats)

@@ -24,7 +24,11 @@ SMALL: dict[str, Any] = {"warmup_steps": 12, "updates_per_step": 3, "batch_size"
 
 
 class Run:
-    """An agent in environments, without records and checkpoints; ``shuffle`` replaces the reward by noise."""
+    """An agent in environments, without records and checkpoints.
+
+    ``shuffle`` hides the task: noise for reward, and no end is told (where ends are rare, living on is worth something
+    by the entropy alone).
+    """
 
     def __init__(
         self, env: str, learner: dict[str, Any], num_envs: int = 1, shuffle: bool = False, **options: Any
@@ -49,6 +53,7 @@ class Run:
             self._now[slot] = 0.0
         if self.shuffle:
             rows.reward = torch.randn(rows.reward.shape, generator=self.generator)
+            rows.terminated = torch.zeros_like(rows.terminated)
         self.agent.observe(rows)
         self.clock.tick(len(obs))
         found = self.agent.update(self.clock)
@@ -131,9 +136,9 @@ def flush() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("flush")
-@pytest.mark.parametrize("shuffle", [False, True], ids=["reward", "control: noise for reward"])
+@pytest.mark.parametrize("shuffle", [False, True], ids=["reward", "control: task hidden"])
 def test_pendulum_is_learned_from_its_reward(shuffle: bool) -> None:
-    returns = Run("Pendulum-v1", {"hidden": 64, "lr": 1e-3}, shuffle=shuffle, **PENDULUM).until(3000)
+    returns = Run("Pendulum-v1", {"hidden": 64, "lr": 1e-3}, shuffle=shuffle, **PENDULUM).until(2600)
     last = sum(returns[-3:]) / 3
     assert (last > -300.0) != shuffle, returns
     assert sum(returns[:2]) / 2 < -600.0
@@ -142,7 +147,7 @@ def test_pendulum_is_learned_from_its_reward(shuffle: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("flush")
-@pytest.mark.parametrize("shuffle", [False, True], ids=["reward", "control: noise for reward"])
+@pytest.mark.parametrize("shuffle", [False, True], ids=["reward", "control: task hidden"])
 def test_cartpole_is_learned_from_its_reward(shuffle: bool) -> None:
     learner = {"hidden": 64, "lr": 1e-3, "target_entropy": 0.2}
     returns = Run("CartPole-v1", learner, shuffle=shuffle, **CARTPOLE).until(4000)

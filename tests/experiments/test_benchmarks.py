@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from experiments.benchmarks import _floor, _timing, fit, imagine
+from experiments.benchmarks import _floor, _timing, fit, imagine, update
 from experiments.benchmarks._reference import PlainEnsemble
 from experiments.cli import main
 from mbrl.fitting import Fitter
@@ -50,6 +50,25 @@ def test_bench_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "16 environments" in text
     assert {len(returns) for returns in record["found"]["learned model"]["returns"].values()} == {2}
     assert record["found"]["together"]["largest_difference"] < 1e-3
+
+
+def test_bench_update(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record, text = written(tmp_path, "update", capsys)
+    (size,) = record["found"]
+    assert set(size["cases"]) == {update.REFERENCE, "eager"}
+    assert size["cases"][update.REFERENCE]["of_reference"] == 1.0
+    assert size["cases"]["eager"]["updates_per_second"] > 0
+    assert "2x8, batch 16: eager" in text
+
+
+def test_both_learners_have_as_many_parameters() -> None:
+    from stable_baselines3 import SAC
+
+    spec = update.env_spec("Pendulum-v1")
+    theirs = SAC("MlpPolicy", update.Spaces(spec), policy_kwargs={"net_arch": [8, 8]}, device="cpu")
+    ours = update.ActorCritic(spec, hidden=8)
+    assert len(ours.vectors["policy"]) == sum(p.numel() for p in theirs.actor.parameters()) + 1  # log alpha
+    assert len(ours.vectors["critic"]) == sum(p.numel() for p in theirs.critic.parameters())
 
 
 def test_repeats_are_checked(capsys: pytest.CaptureFixture[str]) -> None:

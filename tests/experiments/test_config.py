@@ -65,6 +65,21 @@ def test_list_items_are_set_by_position() -> None:
         set_path(tree, "terms.2.x", 5)
 
 
+def test_arguments_of_parts_may_be_named_without_init_args() -> None:
+    short = [
+        ("agent.model.hidden", 16),
+        ("agent.warmup_steps", 7),
+        ("agent.planner", "MPPI"),
+        ("agent.planner.horizon", 4),
+    ]
+    long = [(key.replace("agent.", "agent.init_args."), value) for key, value in short]
+    long = [(key.replace("model.", "model.init_args.").replace("r.h", "r.init_args.h"), value) for key, value in long]
+    assert resolve("pets", short, env="Pendulum-v1").text == resolve("pets", long, env="Pendulum-v1").text
+    assert "hidden: 16" in resolve("pets", short, env="Pendulum-v1").text
+    with pytest.raises(UserError, match=r"agent\.init_args\.model\.init_args\.hiden.*'hidden'"):
+        resolve("pets", [("agent.model.hiden", 16)], env="Pendulum-v1")
+
+
 @pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("3E5", 3e5), ("5", 5), ("0.5", 0.5), ("[1, 2]", [1, 2])])
 def test_numbers_are_read_as_people_write_them(text: str, value: object) -> None:
     assert parse_value("--x", text) == value
