@@ -20,6 +20,7 @@ def train(options: argparse.Namespace, rest: Sequence[str], command: Sequence[st
     from experiments.session import Session
 
     overrides = [*flags(options), *dotted(rest)]
+    need_trust({"env": {"id": options.env or ""}}, typed_modules(options, overrides), command)
     resolved = resolve(options.recipe, overrides, options.env, trust=typed_modules(options, overrides))
     for source in resolved.sources[1:]:
         print(f"settings for this environment: {source}", file=sys.stderr)
@@ -98,17 +99,24 @@ def open_run(
     options: argparse.Namespace, command: Sequence[str], overrides: Sequence[tuple[str, Any]] = ()
 ) -> tuple[Any, Any]:
     """The run's parts, once every module that its configuration names is trusted."""
-    from experiments.names import outside_modules
     from experiments.run import RunDirectory
     from experiments.session import reopen
     from experiments.tree import read_yaml
 
     run = RunDirectory.open(Path(options.run))
-    missing = [name for name in outside_modules(read_yaml(run.config)) if name not in options.trust]
+    need_trust(read_yaml(run.config), options.trust, command)
+    return reopen(run, options.trust, overrides), run
+
+
+def need_trust(tree: dict[str, Any], trust: Sequence[str], command: Sequence[str]) -> None:
+    """Refuse a configuration that names code outside the project which is not trusted, with the command that trusts."""
+    from experiments.names import outside_modules
+
+    known = {name.split(".")[0] for name in trust}
+    missing = [name for name in outside_modules(tree) if name not in known]
     if missing:
         full = shlex.join(["mbrl", *command, *(word for name in missing for word in ("--trust", name))])
         raise UserError("--trust", missing, f"this run uses code outside the project; if you trust it: {full}")
-    return reopen(run, options.trust, overrides), run
 
 
 def evaluate(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
@@ -148,7 +156,11 @@ def check_env(options: argparse.Namespace, rest: Sequence[str], command: Sequenc
     """Run every check and print what to change; 1 when a check fails."""
     from envs.check import check_env as check
     from envs.registry import env_spec
+    from experiments.names import check_env_id, module_of
 
+    module = module_of(options.env)
+    need_trust({"env": {"id": options.env}}, [*options.trust, *([module] if module else [])], command)
+    check_env_id(options.env, [*options.trust, *([module] if module else [])])
     env_spec(options.env)  # what cannot even be built is bad input, not a finding
     report = check(options.env)
     for line in report.lines():

@@ -19,12 +19,13 @@ from typing import Any
 import yaml
 
 from envs.errors import UserError
+from experiments import model_scheme
 
 OWN = ("envs", "mbrl", "agents", "experiments")
 TRUSTED = (*OWN, "torch")
 SHORT_NAMES_FROM = ("agents", "mbrl.models", "mbrl.planning", "mbrl.imagination", "mbrl.fitting")
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-SCHEMES = ("dmc",)
+SCHEMES = ("dmc", model_scheme.SCHEME)
 
 
 @functools.cache
@@ -94,9 +95,11 @@ def check_names(tree: Mapping[str, Any], trust: Sequence[str]) -> None:
 
 
 def check_env_id(id: str, trust: Sequence[str]) -> None:
-    """Refuse ``module:Class`` whose module was not typed."""
-    module, colon, _ = id.partition(":")
-    if colon and module not in SCHEMES:
+    """Refuse ``module:Class`` whose module was not typed, and a run's model that needs such a module."""
+    module, colon, name = id.partition(":")
+    if colon and module == model_scheme.SCHEME:
+        model_scheme.admit(name, trust)
+    elif colon and module not in SCHEMES:
         _check_module("env.id", module, trust)
 
 
@@ -111,7 +114,9 @@ def outside_modules(tree: Mapping[str, Any]) -> list[str]:
     named = [value for where, value in _strings(tree) if where.endswith("class_path")]
     env = module_of(str(tree.get("env", {}).get("id", "")))
     tops = {name.split(".")[0] for name in [*named, *([env] if env else [])] if "." in name or name == env}
-    return sorted(tops - set(TRUSTED))
+    scheme, _, run = str(tree.get("env", {}).get("id", "")).partition(":")
+    behind = model_scheme.outside_modules_of(run) if scheme == model_scheme.SCHEME else []
+    return sorted((tops | {*behind}) - set(TRUSTED))
 
 
 def _check_module(where: str, name: str, trust: Iterable[str]) -> None:

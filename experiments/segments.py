@@ -54,6 +54,10 @@ class BufferStore:
         """Fill an empty ``buffer`` as it was when ``total_added`` rows had been added, and forget later rows."""
         self._cut(total_added)
         self.written = total_added
+        self.read(buffer, total_added)
+
+    def read(self, buffer: ReplayBuffer, total_added: int) -> None:
+        """As :meth:`restore`, and nothing on the disk changes: the run may be alive."""
         if total_added == 0:
             return
         self._read_schema()

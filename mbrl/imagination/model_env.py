@@ -176,7 +176,7 @@ class ModelEnv(gym.Env[Floats, Any]):
     def __init__(
         self, model: DynamicsModel, starts: Tensor | StartSource, max_episode_steps: int | None = None
     ) -> None:
-        self.max_episode_steps = _checked_limit(max_episode_steps)
+        self.max_episode_steps = self._limit = _checked_limit(max_episode_steps)
         self.model_spec = model.spec
         self.observation_space, self.action_space = spaces_of(model.spec)
         self._slots, self._seeded = _Slots(model, starts, 1), False
@@ -195,7 +195,7 @@ class ModelEnv(gym.Env[Floats, Any]):
     def step(self, action: Any) -> tuple[Floats, float, bool, bool, Info]:
         rows = platform_actions(self.model_spec, np.asarray(action)[None])
         reward, terminated, truncated = self._slots.step(rows, np.ones(1, dtype=np.bool_))
-        late = self.max_episode_steps is not None and self._slots.elapsed[0] >= self.max_episode_steps
+        late = self._limit is not None and self._slots.elapsed[0] >= self._limit
         return self._slots.obs[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]) or bool(late), {}
 
     def get_state(self) -> Info:
