@@ -202,6 +202,30 @@ def test_a_restored_agent_learns_on_to_the_bit() -> None:
     assert torch.equal(script.agent.imagined.ring.all().obs, other.imagined.ring.all().obs)
 
 
+@pytest.mark.timeout(300)
+def test_killed_and_resumed_equals_uninterrupted(resume_is_exact: Callable[..., None]) -> None:
+    """Killed past the checkpoint at 120 env steps, between two fits; the buffer of imagined rows has wrapped."""
+    agent = ["warmup_steps=30", "fit_every=40", "rollouts_per_step=2", "retain_steps=60", "batch_size=20"]
+    agent += [
+        "updates_per_step=2",
+        "learner.hidden=8",
+        "learner.compile=false",
+        "model.hidden=8",
+        "fitter.max_epochs=2",
+        "log_every=50",
+    ]
+    run = ["steps=200", "num_envs=2", "seed=3", "env.max_episode_steps=25", "checkpoint.every=60"]
+    run += ["evaluation={every: 70, episodes: 2}", *(f"agent.{word}" for word in agent)]
+    small = ["planner.horizon=3", "planner.candidates=6", "planner.iterations=1", "planner.elites=2", "proposals=1"]
+    commands = {
+        "mbpo-fast": ["train", "mbpo-fast", "--env", "Pendulum-v1"],
+        "mbpo-mpc": ["train", "mbpo-mpc", "--env", "Pendulum-v1", *(f"--agent.{word}" for word in small)],
+    }
+    resume_is_exact(
+        {name: [*words, *(f"--{word}" for word in run), "--quiet"] for name, words in commands.items()}, 133
+    )
+
+
 def test_exploring_samples_and_evaluating_does_not(generator: Generator) -> None:
     agent = Script(make_agent()).play(60).agent
     obs = torch.zeros(8, 4)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +16,8 @@ from agents.off_policy import OffPolicyAgent
 from envs.errors import UserError
 from envs.pool import EnvPool
 from envs.registry import env_spec, make_env
-from experiments.cli import main
 from experiments.config import find_recipe, overlay_of, resolve
 from experiments.loops.online import to_transitions
-from experiments.metrics import comparable, read_records
 from experiments.tree import read_yaml
 from mbrl import seeding
 from mbrl.clock import Clock
@@ -194,55 +189,18 @@ def test_published_target_entropies(recipe: str) -> None:
     assert "target_entropy: -1.0" in resolve(recipe, [("agent.learner.hidden", 8)], env="Hopper-v5").text
 
 
-KILLED = """
-import os, signal, sys
-import experiments.session, jsonargparse, torch._dynamo, torch.utils.tensorboard
-from experiments.cli import main
-from experiments.loops.online import OnlineLoop
-
-advance = OnlineLoop.advance
-
-def dying(loop):
-    if loop.clock.env_steps >= 133:
-        os.kill(os.getpid(), signal.SIGKILL)
-    advance(loop)
-
-OnlineLoop.advance = dying
-for command in COMMANDS:
-    child = os.fork()  # before torch has begun any thread, so that one interpreter serves all
-    if child == 0:
-        sys.exit(main(command))
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-"""
-
-
-def train(recipe: str, out: str) -> list[str]:
+def train(recipe: str) -> list[str]:
     settings = ["steps=200", "num_envs=2", "seed=3", "env.max_episode_steps=25", "checkpoint.every=60"]
-    settings += ["evaluation={every: 70, episodes: 2}", f"out={out}", "agent.log_every=40", "agent.warmup_steps=30"]
+    settings += ["evaluation={every: 70, episodes: 2}", "agent.log_every=40", "agent.warmup_steps=30"]
     settings += ["agent.batch_size=8", "agent.capacity=90", "agent.learner.hidden=8", "agent.learner.critic_hidden=8"]
     return ["train", recipe, "--env", "Pendulum-v1", "--quiet", *(f"--{word}" for word in settings)]
 
 
 @pytest.mark.parametrize("recipes", [["sac"], pytest.param(RECIPES[1:], marks=pytest.mark.slow)], ids=["sac", "others"])
 @pytest.mark.timeout(300)
-def test_killed_and_resumed_equals_uninterrupted(
-    recipes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_and_resumed_equals_uninterrupted(recipes: list[str], resume_is_exact: Callable[..., None]) -> None:
     """Killed past the checkpoint at 120 env steps; the buffer has wrapped by then."""
-    monkeypatch.chdir(tmp_path)
-    script = KILLED.replace("COMMANDS", repr([train(name, f"{name}-killed") for name in recipes]))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-    for name in recipes:
-        assert main(train(name, f"{name}-whole")) == 0
-        assert main(["resume", f"{name}-killed", "--quiet"]) == 0
-        whole, resumed = (
-            [comparable(record) for record in read_records(tmp_path / f"{name}-{kind}" / "metrics.jsonl")]
-            for kind in ("whole", "killed")
-        )
-        assert {"episode", "evaluation", "update"} <= {record["event"] for record in whole}
-        assert resumed == whole, name
+    resume_is_exact({name: train(name) for name in recipes}, 133)
 
 
 @pytest.mark.parametrize(
