@@ -12,6 +12,7 @@ from experiments.metrics import read_records
 COLOURS = {
     "mbpo-fast": "#2563eb",
     "mbpo-mpc": "#7c3aed",
+    "pets": "#16a34a",
     "sac-utd10": "#d97706",
     "sac-utd1": "#fbbf24",
     "sb3-sac": "#6b7280",
