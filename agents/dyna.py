@@ -104,9 +104,7 @@ class DynaAgent(OffPolicyAgent):
     def fit_model(self, clock: Clock) -> dict[str, Any]:
         """Train the model on all real data, then replace what was imagined with the oldest models."""
         real = self.buffers["real"]
-        report: dict[str, Any] = {}
-        if self.fitter.fits:  # judged on what came since the last fit
-            report |= depth_error(self.model, real, newest=self.fit_every, generator=self.generator)
+        report: dict[str, Any] = dict(self.judge_model())
         report |= self.fitter.fit(self.model, real.all(), self.generator)
         if self.real_ratio == 1.0 or clock.env_steps < self.model_from:
             return report
@@ -117,6 +115,12 @@ class DynaAgent(OffPolicyAgent):
         self.imagined.extend(rows)
         ends = float(rows.terminated.float().mean())
         return report | {"horizon": k, "imagined_rows": len(rows), "imagined_ends": ends}
+
+    def judge_model(self) -> dict[str, float]:
+        """Its errors by depth on what came since the last fit."""
+        if not self.fitter.fits:
+            return {}
+        return depth_error(self.model, self.buffers["real"], newest=self.fit_every, generator=self.generator)
 
     def imagine(self, horizon: int, counter: int) -> Transitions:
         """Roll the policy out in the model for ``horizon`` steps from real states."""

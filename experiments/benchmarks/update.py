@@ -1,9 +1,12 @@
-"""``mbrl bench update``: soft actor-critic updates a second beside stable-baselines3's, drawing of batches included."""
+"""``mbrl bench update``: soft actor-critic updates a second beside stable-baselines3's, drawing of batches included,
+and where the time of one MBPO env step goes.
+"""
 
 from __future__ import annotations
 
 import os
 import statistics
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,6 +18,7 @@ import torch
 from agents.actor_critic import ActorCritic
 from envs.registry import env_spec
 from envs.spec import EnvSpec
+from experiments.benchmarks._mbpo_step import profile_step
 from experiments.benchmarks._timing import Seconds, make_parser, one_thread, parse, publish, ratio, table, take_turns
 from experiments.benchmarks.fit import random_rows
 from mbrl.data.buffer import ReplayBuffer
@@ -131,6 +135,7 @@ def main(argv: Sequence[str]) -> int:
     sizes = QUICK if options.quick else Sizes()
     sizes = replace(sizes, hidden=tuple(options.hidden or sizes.hidden), batch=tuple(options.batch or sizes.batch))
     with one_thread():
+        profile = profile_step(sizes.env, _step_options(options), 5 if options.quick else 500)
         found = [
             measure(sizes, hidden, batch, options.seed, not options.no_compile, options.repeats)
             for batch in sizes.batch
@@ -142,5 +147,15 @@ def main(argv: Sequence[str]) -> int:
         f"{sizes.env}, 2 critics, 1 thread; the first call compiles and took, in processor seconds",
     ]
     lines += [f"  2x{size['hidden']}, batch {size['batch']}: {size['first_call_seconds']:.1f} s" for size in found]
-    publish("update", argv, options, asdict(sizes), lines, found)
+    shares: list[list[object]] = [["one env step of mbpo-fast", "ms", "share"]]
+    shares += [[part, ms, f"{ms / profile['whole']:.0%}"] for part, ms in profile.items()]
+    lines += ["", *table(shares)]
+    publish("update", argv, options, asdict(sizes), lines, {"sizes": found, "mbpo_step_ms": profile})
     return 0
+
+
+def _step_options(options: Namespace) -> list[tuple[str, Any]]:
+    """Settings of the profiled run."""
+    small = [("agent.warmup_steps", 20), ("agent.fit_every", 5), ("agent.fitter.max_epochs", 1)]
+    eager = [("agent.learner.compile", False)] if options.no_compile else []
+    return eager + (small if options.quick else [])

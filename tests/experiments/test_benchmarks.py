@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from experiments.benchmarks import _floor, _timing, fit, imagine, update
+from experiments.benchmarks._mbpo_step import PARTS
 from experiments.benchmarks._reference import PlainEnsemble
 from experiments.cli import main
 from mbrl.fitting import Fitter
@@ -54,9 +55,12 @@ def test_bench_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_bench_update(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record, text = written(tmp_path, "update", capsys)
-    (size,) = record["found"]
+    (size,) = record["found"]["sizes"]
     assert set(size["cases"]) == {update.REFERENCE, "eager"}
     assert size["cases"][update.REFERENCE]["of_reference"] == 1.0
+    step = record["found"]["mbpo_step_ms"]
+    assert set(step) == {*PARTS, "acting", "environment", "whole"}
+    assert 0.8 * step["whole"] < sum(step.values()) - step["whole"] <= 1.001 * step["whole"]
     assert size["cases"]["eager"]["updates_per_second"] > 0
     assert "2x8, batch 16: eager" in text
 
