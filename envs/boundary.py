@@ -13,6 +13,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from envs import access
@@ -291,7 +292,7 @@ class BoundaryEnv(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def try_out(make: Callable[[], BoundaryEnv]) -> None:
-    """Build one environment, reset it, take one step and close it.
+    """Build one environment, reset it, take one step, ask its known pieces about a few rows, and close it.
 
     Raises:
         UserError: it is broken in a way that the first step shows.
@@ -299,8 +300,12 @@ def try_out(make: Callable[[], BoundaryEnv]) -> None:
     env = make()
     try:
         env.reset(seed=0)
-        action = env.env_spec.action
-        env.step(0 if action.discrete else np.zeros(action.size, dtype=np.float32))
+        spec = env.env_spec
+        env.step(0 if spec.action.discrete else np.zeros(spec.action.size, dtype=np.float32))
+        obs, action = torch.zeros(3, spec.obs_size), torch.zeros(3, spec.action.size)
+        spec.known_reward(obs, action, obs)  # raises where a piece does not give a value a row
+        if spec.termination is not None:
+            spec.known_termination(obs, action, obs)
     finally:
         env.close()
 

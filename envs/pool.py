@@ -293,9 +293,11 @@ class _Slot(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def _to_plain(value: Any) -> Any:
-    """Arrays inside ``value`` as tensors: a checkpoint holds tensors and JSON only."""
+    """Arrays inside ``value`` as tensors, NumPy's numbers as plain ones: a checkpoint holds tensors and JSON only."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, Mapping):
         return {key: _to_plain(sub) for key, sub in value.items()}
     return [_to_plain(sub) for sub in value] if isinstance(value, (list, tuple)) else value

@@ -159,7 +159,12 @@ class EnvSpec:
         rows = [x.expand(*lead, *own).reshape(lead.numel(), *own) for x, _, own in inputs]
         if takes_params(function):
             rows.append(obs.new_tensor(list(self.params.values())))
-        return function(*rows).reshape(lead)
+        found = function(*rows)
+        if found.shape != (lead.numel(),):
+            name = getattr(function, "__qualname__", type(function).__name__)
+            fix = f"for {lead.numel()} rows it must give shape ({lead.numel()},): one value a row"
+            raise UserError(f"{self.id}: {name}", tuple(found.shape), fix)
+        return found.reshape(lead)
 
 
 def _rebuild_spec(values: dict[str, Any]) -> EnvSpec:

@@ -166,9 +166,23 @@ def _oldest(buffer: ReplayBuffer) -> int:
 
 
 def _to_bytes(state: dict[str, Any]) -> bytes:
+    _check_plain(state, "")
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """What cannot be read back without running code is refused when it is written, not when it is needed."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _check_plain(part, f"{where}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            _check_plain(part, f"{where}[{i}]")
+    elif type(value) not in (int, float, bool, str, type(None)) and not isinstance(value, torch.Tensor):
+        fix = "a checkpoint holds tensors, numbers, text, lists and dicts; make arrays tensors, and NumPy numbers plain"
+        raise UserError(f"state to be saved, {where}", type(value).__name__, fix)
 
 
 def _from_bytes(path: Path, digest: str | None) -> dict[str, Any]:

@@ -35,6 +35,9 @@ def train(options: argparse.Namespace, rest: Sequence[str], command: Sequence[st
 
 def finish(session: Any, run: Any, quiet: bool) -> None:
     """Run the loop to its end and say how it went."""
+    from experiments.names import outside_modules
+    from experiments.tree import read_yaml
+
     with session.loop(run, quiet) as loop:
         if loop.finished:
             print(f"{run.path} is complete: {loop.clock.env_steps:,} env steps", file=sys.stderr)
@@ -43,7 +46,8 @@ def finish(session: Any, run: Any, quiet: bool) -> None:
         if session.config.video:
             record_video(session, run, loop.clock.env_steps)
     print(summary(result))
-    print(f"next: mbrl evaluate {shlex.quote(str(run.path))} --video", file=sys.stderr)
+    trust = [word for name in outside_modules(read_yaml(run.config)) for word in ("--trust", name)]
+    print(f"next: {shlex.join(['mbrl', 'evaluate', str(run.path), '--video', *trust])}", file=sys.stderr)
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -34,12 +34,18 @@ def _base(kind: str) -> type:
     return base
 
 
+def _first_sentence(text: str) -> str:
+    """The first sentence of a docstring's first paragraph, on one line."""
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    return paragraph.split(". ")[0].rstrip(".")
+
+
 def _classes(base: type) -> dict[str, str]:
-    """Every concrete class of a kind, with the first line of its documentation."""
+    """Every concrete class of a kind, with the first sentence of its documentation."""
     found = {}
     for name, place in short_names().items():
         module, _, attribute = place.rpartition(".")
         cls = getattr(importlib.import_module(module), attribute)
         if issubclass(cls, base) and not inspect.isabstract(cls):
-            found[name] = (inspect.getdoc(cls) or "").splitlines()[0] if inspect.getdoc(cls) else ""
+            found[name] = _first_sentence(inspect.getdoc(cls) or "")
     return dict(sorted(found.items()))

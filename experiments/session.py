@@ -67,7 +67,7 @@ class Session:
         self.resolved = resolved
         self.config = resolved.config
         torch.set_num_threads(self.config.threads)
-        torch.set_flush_denormal(True)  # activations that underflow would slow matrix products several times
+        torch.set_flush_denormal(True)  # activations that underflow slow matrix products several times
         try_out(make_one_env(self.config.env))  # a broken environment is refused before anything is on disk
         self.pool = build_pool(self.config)
         self.evaluator = Evaluator(self.config)
@@ -102,6 +102,7 @@ class Session:
     def close(self) -> None:
         self.pool.close()
         self.evaluator.close()
+        torch.set_flush_denormal(False)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from mbrl import seeding
 
 
 def record(agent: Agent, config: RunConfig, path: Path) -> tuple[Path | None, str]:
-    """The first evaluation episode as ``path`` (mp4); or None and why there is none."""
+    """An episode from the first evaluation start as ``path`` (mp4); or None and why there is none."""
     try:
         if problem := _missing_rendering(config):
             return None, f"the environment offers no rgb_array rendering: {problem}"

@@ -30,7 +30,8 @@ class Fitter:
         max_holdout: at most this many rows are held out.
         fresh_holdout: draw the held rows anew at every fit, as published with MBPO. A network that goes on from its
             last weights has then been trained on most of them, looks best before its first epoch, and stops early.
-            By default a row is held or trained on for ever, by its episode and step.
+            By default a row's episode and step decide, once and for ever; where rows do not have their own (made by
+            hand, say) they are drawn anew.
         patience: epochs without improvement before stopping.
         max_epochs: upper bound on epochs.
         max_updates: upper bound on gradient steps in one fit.
@@ -82,6 +83,8 @@ class Fitter:
     ) -> dict[str, float]:
         """Train on ``data [N]``; ``weights [N]`` weigh the drawing of rows. Returns what to log."""
         _check(data)
+        if weights is not None:
+            _check_weights(weights, len(data))
         optimizer = self._optimizer(model)
         rows: Record = model.prepare(data)
         train, held = self._split(data, generator)
@@ -136,16 +139,26 @@ class Fitter:
         """Row numbers to train on (shuffled) and to hold out."""
         order = torch.randperm(len(data), generator=generator, device=generator.device)
         held = min(int(self.holdout * len(data)), self.max_holdout)
-        if held and not self.fresh_holdout:
-            order = order[_fixed_rank(data)[order].argsort(stable=True)]
-            shuffled = torch.randperm(len(data) - held, generator=generator, device=generator.device)
-            return order[held:][shuffled], order[:held]
-        return order[held:], order[:held]
+        if not held or self.fresh_holdout:
+            return order[held:], order[:held]
+        rank = _fixed_rank(data)
+        if len(rank.unique()) < len(data):
+            return order[held:], order[:held]
+        # The line is drawn in the ranks, not at a number of rows, so that it does not move as rows come.
+        line = round((2.0 * self.holdout - 1.0) * 2.0**63)
+        line = min(line, int(rank.kthvalue(min(self.max_holdout + 1, len(rank))).values))
+        inside = rank[order] < line
+        if bool(inside.all()) or not bool(inside.any()):  # too few rows for the line to part them
+            return order[held:], order[:held]
+        return order[~inside], order[inside]
 
     def _member_rows(self, members: int, train: Tensor, weights: Tensor | None, generator: Generator) -> Tensor:
         """``[E, n]`` row numbers of each member's own training set."""
         n = len(train)
         if weights is not None:
+            if not bool(weights[train].sum() > 0):
+                fix = "all weight lies on rows that are held out; set holdout to 0, or weigh more rows"
+                raise UserError("weights", "0 on every training row", fix)
             pick = torch.multinomial(weights[train].double().expand(members, -1), n, True, generator=generator)
             return train[pick]
         if self.bootstrap and members > 1:
@@ -184,6 +197,14 @@ def _check_counts(**counts: int | None) -> None:
             raise UserError(name, count, "give a whole number of at least 1")
 
 
+def _check_weights(weights: Tensor, rows: int) -> None:
+    """One finite weight a row, none negative, not all zero."""
+    if weights.shape != (rows,):
+        raise UserError("weights", tuple(weights.shape), f"give one weight for each of the {rows} rows")
+    if not bool(weights.isfinite().all()) or bool((weights < 0).any()) or not bool(weights.sum() > 0):
+        raise UserError("weights", "NaN, infinity, negative or all zero", "give weights >= 0 of which one is positive")
+
+
 def _check(data: Transitions) -> None:
     """Rows there are, and every number in them is finite."""
     if not len(data):
@@ -220,11 +241,16 @@ class _Best:
 
 
 def _fixed_rank(data: Transitions) -> Tensor:
-    """``[N]`` int64 that look random and depend on each row's episode and step alone (the finaliser of splitmix64)."""
+    """``[N]`` int64, even over their range, from each row's episode and step alone (the finaliser of splitmix64)."""
+
+    def shifted(x: Tensor, bits: int) -> Tensor:
+        moved: Tensor = (x >> bits) & (2 ** (64 - bits) - 1)  # with zeros coming in, as of an unsigned number
+        return moved
+
     mixed = data.episode * -7046029254386353131 + data.step
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
-        mixed = (mixed ^ (mixed >> shift)) * factor
-    return mixed ^ (mixed >> 31)
+        mixed = (mixed ^ shifted(mixed, shift)) * factor
+    return mixed ^ shifted(mixed, 31)
 
 
 def _shuffle(members: Tensor, generator: Generator) -> Tensor:

@@ -24,8 +24,10 @@ from mbrl.planning.search import (
 
 
 class CEM(SamplingPlanner):
-    """The cross-entropy method as in Chua, Calandra, McAllister, Levine: Deep Reinforcement Learning in a Handful of
-    Trials using Probabilistic Dynamics Models (2018).
+    """The cross-entropy method as published with PETS.
+
+    Chua, Calandra, McAllister, Levine, "Deep Reinforcement Learning in a Handful of Trials using Probabilistic
+    Dynamics Models", 2018.
 
     Truncated normal candidates, whose variance is bounded so that two standard deviations stay inside the range; the
     mean of the final elites is executed. Discrete actions: a categorical distribution for each step; every call starts
@@ -111,8 +113,10 @@ class CEM(SamplingPlanner):
 
 
 class ICEM(SamplingPlanner):
-    """Pinneri, Sawant, Blaes, Achterhold, Stueckler, Rolinek, Martius: Sample-efficient Cross-Entropy Method for
-    Real-time Planning (2020).
+    """The cross-entropy method with a tenth of the samples: noise that wanders, and elites that stay.
+
+    Pinneri, Sawant, Blaes, Achterhold, Stueckler, Rolinek, Martius, "Sample-efficient Cross-Entropy Method for
+    Real-time Planning", 2020.
 
     Candidates are noise whose power falls with frequency as 1 / f^beta, clipped to the range; fewer of them in each
     iteration; the best elites stay, from iteration to iteration and, shifted, from decision to decision; the last

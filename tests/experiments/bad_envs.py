@@ -72,6 +72,18 @@ class InstanceReward(Good):
         return obs.sum(-1)
 
 
+class ScalarReward(Good):
+    @staticmethod
+    def reward_fn(obs: Any, action: Any, next_obs: Any) -> Any:
+        return -next_obs[0, 0]
+
+
+class ColumnEnd(Good):
+    @staticmethod
+    def termination_fn(obs: Any, action: Any, next_obs: Any) -> Any:
+        return next_obs[:, :1] > 100.0
+
+
 class NotAnEnv:
     pass
 

@@ -148,6 +148,8 @@ ENVIRONMENTS = {
     "unbounded actions": Case(bad_env("Unbounded"), ("Unbounded", "bound")),
     "image observations": Case(bad_env("Image"), ("Image",)),
     "reward function that is no static method": Case(bad_env("InstanceReward"), ("reward_fn", "staticmethod")),
+    "reward function of all rows together": Case(bad_env("ScalarReward"), ("ScalarReward.reward_fn", "(3,)")),
+    "termination function that keeps a column": Case(bad_env("ColumnEnd"), ("ColumnEnd.termination_fn", "(3, 1)")),
     "NaN reward": Case(bad_env("NanReward"), ("reward", "nan", "finite"), may_write=("run",)),
     "NaN observation": Case(bad_env("NanObservation"), ("NanObservation", "nan", "finite"), may_write=("run",)),
     "observation of another shape": Case(bad_env("WrongShape"), ("WrongShape", "shape"), may_write=("run",)),

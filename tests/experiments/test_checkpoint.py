@@ -186,3 +186,15 @@ def test_global_random_states_come_back() -> None:
     torch.manual_seed(1)
     set_global_random_states(state)
     assert drawn() == expected
+
+
+@pytest.mark.parametrize(
+    "odd", [np.zeros(1), np.float64(1.0), {1, 2}, object()], ids=["array", "number", "set", "object"]
+)
+def test_what_could_not_be_read_back_is_not_written(odd: Any, tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints")
+    with pytest.raises(UserError, match=r"agent\.memory\[1\]"):
+        store.save(0, {"agent": {"memory": [1, odd]}}, {})
+    assert store.load_latest() is None
+    store.save(0, {"agent": {"memory": [1, torch.zeros(1), None, True, "text", 2.0]}}, {})
+    assert store.load_latest() is not None

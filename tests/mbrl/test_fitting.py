@@ -130,7 +130,7 @@ def test_held_out_rows_are_never_trained_on() -> None:
 
     model.holdout_score = note  # type: ignore[method-assign]
     Fitter(batch_size=20, holdout=0.25, patience=3).fit(model, line(100), luck())
-    assert {len(rows) for rows in held} == {25}
+    assert all(15 <= len(rows) <= 35 for rows in held)
     assert all(torch.equal(rows, held[0]) for rows in held)
     assert not set(held[0].tolist()) & set(model.all_shown().flatten().tolist())
 
@@ -145,7 +145,7 @@ def test_a_row_is_held_or_trained_on_for_ever(fresh: bool) -> None:
         leaked += len(trained & set(held.tolist()))
         trained |= set(train.tolist())
         assert abs(held.float().mean() / rows - 0.5) < 0.1  # early and late rows alike
-    assert leaked > 60 if fresh else leaked < 15  # the share is exact, so a few rows at its edge change sides
+    assert leaked > 60 if fresh else leaked == 0
 
 
 def test_the_holdout_is_bounded() -> None:
@@ -378,3 +378,20 @@ def test_no_updates_does_not_mean_without_bound() -> None:
     for name in ("max_updates", "first_updates"):
         with pytest.raises(UserError, match=f"{name}: 0: give a whole number of at least 1"):
             Fitter(**{name: 0})
+
+
+def test_rows_without_ids_of_their_own_are_parted_anew() -> None:
+    data = line(200)
+    data.episode = data.episode * 0
+    fitter = Fitter(holdout=0.25)
+    assert not torch.equal(fitter._split(data, luck(0))[1].sort().values, fitter._split(data, luck(1))[1].sort().values)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [torch.ones(99), torch.zeros(100), -torch.ones(100), torch.full((100,), torch.nan)],
+    ids=["short", "zero", "negative", "nan"],
+)
+def test_bad_weights_are_refused(weights: Tensor) -> None:
+    with pytest.raises(UserError, match="weights"):
+        Fitter(holdout=0.0, max_updates=1).fit(net(), line(100), luck(), weights)
