@@ -22,7 +22,7 @@ from mbrl.imagination.filters import Filter
 from mbrl.imagination.model_buffer import ModelBuffer, mixed_batches, published_capacity
 from mbrl.imagination.rollout import PolicyChooser, imagine
 from mbrl.imagination.schedule import HorizonSchedule
-from mbrl.imagination.starts import StartSampler
+from mbrl.imagination.starts import Starts, StartSampler
 from mbrl.models.base import DynamicsModel
 
 
@@ -127,7 +127,7 @@ class DynaAgent(OffPolicyAgent):
         start = self.starts(self.buffers["real"], self.rollouts_per_step * self.fit_every, self.generator)
         model, act = self.model.bind(), PolicyChooser(self.learner.act)
         seed = seeding.derive_seed(self.run_seed, "imagine", counter)
-        return imagine(model, act, model.encode(start.obs), horizon, self.filters, seed=seed)
+        return imagine(model, act, Starts.of(start).encode(model), horizon, self.filters, seed=seed)
 
     def draw(self, count: int) -> Transitions:
         """Batches that are part real, part imagined."""

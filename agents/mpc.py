@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from agents.base import ActorState, Agent, Mode
-from agents.common import random_action
+from agents.common import check_exploration, check_particles, explored, random_action
 from envs.errors import UserError
 from envs.spec import EnvSpec
 from mbrl import seeding
@@ -74,15 +74,12 @@ class MPCAgent(Agent):
             raise UserError("action_limit", action_limit, "give a share of the action range in (0, 1]")
         if fit_every < 1 or warmup_steps < 0:
             raise UserError("fit_every, warmup_steps", (fit_every, warmup_steps), "fit_every >= 1, warmup_steps >= 0")
-        if not 0.0 <= exploration_std < math.inf:
-            raise UserError("exploration_std", exploration_std, "give a finite number of at least 0")
-        if spec.action.discrete and exploration_std:
-            raise UserError("exploration_std", exploration_std, f"{spec.id} has discrete actions; leave it at 0")
+        check_exploration(spec, exploration_std)
         self.model = model(spec).to(self.device)
         if fitter and not any(True for _ in self.model.parameters()):
             raise UserError("fitter", type(self.model).__name__, "this model has nothing to train; leave it out")
         self.planner = planner(spec)
-        self._check_particles()
+        check_particles(self.planner, self.model)
         self.objective = objective or Objective()
         self.fitter = fitter
         self.warmup_steps = warmup_steps if fitter else 0
@@ -92,17 +89,6 @@ class MPCAgent(Agent):
             self.buffers["real"] = ReplayBuffer(capacity, extra={"plan_value": ()})
         self.generator = torch.Generator(self.device)
         self._bound: DynamicsModel | None = None
-
-    def _check_particles(self) -> None:
-        """A planner that imagines several particles says so in attributes; the model may refuse the number."""
-        particles, propagation = (getattr(self.planner, name, None) for name in ("particles", "propagation"))
-        if particles is None or propagation is None:
-            return
-        try:
-            self.model.check_particles(particles, propagation)
-        except UserError as error:
-            field = "agent.init_args.planner.init_args.particles"
-            raise UserError(field, error.seen, error.fix) from error
 
     def seed(self, run_seed: int) -> None:
         self.generator.manual_seed(seeding.derive_seed(run_seed, "agent"))
@@ -135,8 +121,7 @@ class MPCAgent(Agent):
         plan = self.planner.plan(self._bound_model(), self.objective, state, warm_start, generator=generator)
         action = plan.actions[0]
         if mode == "explore" and self.exploration_std:
-            noise = torch.randn(action.shape, generator=generator, device=self.device)
-            action = (action + self.exploration_std * noise).clamp(-1.0, 1.0)
+            action = explored(action, self.exploration_std, generator)
         return action, MPCActorState(state, action, plan.warm_start), {"plan_value": plan.value}
 
     def _warming_up(self) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from agents.base import ActorState, Mode
-from agents.common import random_action
+from agents.common import check_exploration, check_particles, explored, random_action
 from agents.dyna import DynaAgent
 from envs.errors import UserError
 from envs.spec import EnvSpec
@@ -34,7 +34,7 @@ class PlanningState(ActorState):
 
 
 class PlanningDynaAgent(DynaAgent):
-    """A :class:`DynaAgent` whose every action is planned with its model.
+    """A :class:`DynaAgent` whose every action is planned with its model, from the observation alone (``encode``).
 
     Args:
         spec: the environment.
@@ -58,9 +58,9 @@ class PlanningDynaAgent(DynaAgent):
         super().__init__(spec, **options)
         if proposals < 0:
             raise UserError("proposals", proposals, "give 0 or more")
-        if exploration_std and spec.action.discrete:
-            raise UserError("exploration_std", exploration_std, f"{spec.id} has discrete actions; leave it at 0")
+        check_exploration(spec, exploration_std)
         self.planner = planner(spec)
+        check_particles(self.planner, self.model)
         terms = [RewardTerm(discount=0.99), TerminalValue(discount=0.99)]
         self.objective = (objective or Objective(terms)).with_value(self._value)
         self.proposals, self.exploration_std = proposals, exploration_std
@@ -93,8 +93,7 @@ class PlanningDynaAgent(DynaAgent):
         plan = self.planner.plan(model, self.objective, state, warm_start, proposals, generator=generator)
         action = plan.actions[0]
         if mode == "explore" and self.exploration_std:
-            noise = torch.randn(action.shape, generator=generator, device=self.device)
-            action = (action + self.exploration_std * noise).clamp(-1.0, 1.0)
+            action = explored(action, self.exploration_std, generator)
         return action, PlanningState(plan.warm_start), {}
 
     def propose(self, model: DynamicsModel, state: State, generator: Generator) -> Tensor:

@@ -7,13 +7,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.external import Environments
 from envs.spec import EnvSpec
 from mbrl.data.transitions import Transitions
+from mbrl.imagination.model_env import spaces_of
 
 
 class LoopEnv(VecEnv):
@@ -24,9 +24,7 @@ class LoopEnv(VecEnv):
     """
 
     def __init__(self, spec: EnvSpec, num_envs: int) -> None:
-        size = spec.action.size
-        action = spaces.Discrete(size) if spec.action.discrete else spaces.Box(-1.0, 1.0, (size,), np.float32)
-        super().__init__(num_envs, spaces.Box(-np.inf, np.inf, (spec.obs_size,), np.float32), action)
+        super().__init__(num_envs, *spaces_of(spec))
         self.spec = spec
         self.environments: Environments | None = None
         self.transitions: Transitions | None = None

@@ -6,6 +6,8 @@ from typing import Any
 
 from stable_baselines3.common.logger import Logger
 
+from agents.common import RunningMean
+
 SCHEDULED = frozenset({"learning_rate", "exploration_rate", "clip_range", "clip_range_vf"})
 """Values that follow a schedule: the newest says more than a mean."""
 COUNTED = frozenset({"n_updates"})
@@ -13,28 +15,27 @@ COUNTED = frozenset({"n_updates"})
 
 
 class MetricsLogger(Logger):
-    """Sums what is logged until it is taken; writes nothing itself."""
+    """Collects what is logged until it is taken; writes nothing itself."""
 
     def __init__(self) -> None:
         super().__init__(folder=None, output_formats=[])
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
+        self._means, self._newest = RunningMean(), dict[str, float]()
 
     def record(self, key: str, value: Any, exclude: str | tuple[str, ...] | None = None) -> None:
         name = key.rpartition("/")[2]
-        fresh = name in SCHEDULED or name not in self._sums
-        if name not in COUNTED:
-            self._sums[name] = float(value) if fresh else self._sums[name] + float(value)
-            self._counts[name] = 1 if fresh else self._counts[name] + 1
+        if name in SCHEDULED:
+            self._newest[name] = float(value)
+        elif name not in COUNTED:
+            self._means.add({name: float(value)})
 
     def take(self) -> dict[str, float]:
         """Means since the last call (of what follows a schedule, the newest value), and start anew."""
-        means = {name: total / self._counts[name] for name, total in self._sums.items()}
-        self._sums, self._counts = {}, {}
-        return means
+        taken, self._newest = self._means.pop() | self._newest, {}
+        return taken
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+        return {"means": self._means.state_dict(), "newest": dict(self._newest)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+        self._means.load_state_dict(state["means"])
+        self._newest = dict(state["newest"])

@@ -21,6 +21,7 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.common import random_action
 from agents.sb3.vec_env import VectorEnvAdapter
 from envs.pool import EnvPool
 from envs.registry import env_spec, make_env
@@ -91,7 +92,7 @@ def collect(sizes: Sizes, seed: int) -> Transitions:
     generator, rows = seeding.generator(seed, "act"), []
     pool.reset()
     for _ in range(sizes.transitions // slots):
-        action = 2.0 * torch.rand(slots, pool.spec.action.size, generator=generator) - 1.0
+        action = random_action(pool.spec.action, slots, generator)
         rows.append(to_transitions(pool.step(action.numpy()), action, {}, version=0))
         pool.reset_ended()
     pool.close()

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import gymnasium
-import numpy as np
 import torch
 
 from agents.actor_critic import ActorCritic
@@ -22,6 +21,7 @@ from experiments.benchmarks._mbpo_step import profile_step
 from experiments.benchmarks._timing import Seconds, make_parser, one_thread, parse, publish, ratio, table, take_turns
 from experiments.benchmarks.fit import random_rows
 from mbrl.data.buffer import ReplayBuffer
+from mbrl.imagination.model_env import spaces_of
 
 REFERENCE = "stable-baselines3"
 GOALS = {(64, 128): 4.0, (128, 128): 2.0, (256, 128): 1.0}
@@ -46,8 +46,7 @@ class Spaces(gymnasium.Env[Any, Any]):
     """Nothing but the spaces of an environment: learning from stored rows needs no more."""
 
     def __init__(self, spec: EnvSpec) -> None:
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (spec.obs_size,), np.float32)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (spec.action.size,), np.float32)
+        self.observation_space, self.action_space = spaces_of(spec)
 
 
 def reference(spec: EnvSpec, sizes: Sizes, hidden: int, batch: int, seed: int) -> Callable[[], object]:

@@ -127,7 +127,7 @@ def mixed_batches(
     """Batches for ``updates`` gradient steps, ``[U, B, ...]``, drawn uniformly with replacement.
 
     The first ``round(real_ratio * batch_size)`` rows of every batch are real, the rest imagined; all are real while
-    nothing has been imagined. (The published code rounds down.) One gather a source serves all batches. Only the
+    nothing has been imagined. One gather a source serves all batches. Only the
     columns that learning needs come along, and the ``extra`` ones asked for by name, which both sources must hold.
 
     Raises:

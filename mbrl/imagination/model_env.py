@@ -322,7 +322,7 @@ def spaces_of(spec: EnvSpec) -> tuple[gym.spaces.Box, gym.Space[Any]]:
 def platform_actions(spec: EnvSpec, actions: Any) -> Tensor:
     """Actions of an environment's user as ``[N, A]``: clipped to [-1, 1], or one-hot of indices ``[N]``."""
     if spec.action.discrete:
-        return torch.nn.functional.one_hot(torch.as_tensor(np.asarray(actions)).long(), spec.action.size).float()
+        return spec.action.from_env(torch.as_tensor(np.asarray(actions)))
     return torch.as_tensor(np.asarray(actions, dtype=np.float32)).clamp(-1.0, 1.0)
 
 
