@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from experiments.benchmarks._runs import identity, row, write_summary
 from experiments.metrics import read_records
 
 COLOURS = {
@@ -26,9 +26,7 @@ SOLVED = {"InvertedPendulum-v5": 900.0}
 def write_report(root: Path, command: str) -> None:
     """Write ``summary.json``, ``summary.md`` and ``learning-curves.png`` from the runs kept under ``root``."""
     runs = [summarise(path) for path in sorted(root.glob("*/*/seed*/metrics.jsonl"))]
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "summary.json").write_text(json.dumps({"command": command, "runs": runs}, indent=1) + "\n")
-    (root / "summary.md").write_text("\n".join(table(runs, command)) + "\n")
+    write_summary(root, command, runs, table(runs, command))
     draw(runs, root / "learning-curves.png")
 
 
@@ -40,11 +38,9 @@ def summarise(path: Path) -> dict[str, Any]:
             spent += record["evaluation_seconds"]
             curve.append((record["env_steps"], round(record["seconds"] - spent, 2), record["return_mean"]))
     returns = [value for _, _, value in curve]
-    env = path.parents[2].name
+    env = identity(path)["env"]
     return {
-        "env": env,
-        "label": path.parents[1].name,
-        "seed": int(path.parent.name.removeprefix("seed")),
+        **identity(path),
         "env_steps": curve[-1][0],
         "last": returns[-1],
         "best": max(returns),
@@ -65,14 +61,14 @@ def table(runs: list[dict[str, Any]], command: str) -> list[str]:
         solved = "-" if run["seconds_to_solve"] is None else run["seconds_to_solve"]
         cells = [run["env"], run["label"], run["seed"], f"{run['env_steps']:,}"]
         cells += [f"{run[name]:.1f}" for name in ("last", "best", "area")] + [run["train_seconds"], solved]
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+        lines.append(row(cells))
     lines += ["", "| task | agent | seeds | last | lowest last | area | seconds |", "|---|---|---|---|---|---|---|"]
     for env, label in dict.fromkeys((run["env"], run["label"]) for run in runs):
         same = [run for run in runs if (run["env"], run["label"]) == (env, label)]
         last = [run["last"] for run in same]
         cells = [env, label, len(same), f"{mean(last):.1f}", f"{min(last):.1f}"]
         cells += [f"{mean(run['area'] for run in same):.1f}", f"{mean(run['train_seconds'] for run in same):.0f}"]
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+        lines.append(row(cells))
     return lines
 
 
@@ -84,9 +80,9 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     tasks = list(dict.fromkeys(run["env"] for run in runs))
     figure = Figure(figsize=(10.4, 3.3 * max(1, len(tasks))), layout="constrained")
     FigureCanvasAgg(figure)
-    for row, task in enumerate(tasks):
+    for line, task in enumerate(tasks):
         for column, (axis, label) in enumerate([(0, "env steps"), (1, "training seconds, one thread")]):
-            axes = figure.add_subplot(len(tasks), 2, 2 * row + column + 1, title=task, xlabel=label, ylabel="return")
+            axes = figure.add_subplot(len(tasks), 2, 2 * line + column + 1, title=task, xlabel=label, ylabel="return")
             for run in (run for run in runs if run["env"] == task):
                 _line(axes, run, axis)
             axes.grid(alpha=0.25)

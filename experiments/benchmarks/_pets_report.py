@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from experiments.benchmarks._runs import identity, row, write_summary
 from experiments.metrics import read_records
 
 COLOURS = {"pets": "#2563eb", "one-net": "#d97706", "random": "#6b7280", "oracle-mpc": "#059669"}
@@ -19,9 +19,7 @@ def write_report(root: Path, command: str) -> None:
     oracle = {run["env"]: run["returns"] for run in runs if run["label"] == "oracle-mpc"}
     for run in runs:
         run |= regret(run["returns"], oracle.get(run["env"]))
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "summary.json").write_text(json.dumps({"command": command, "runs": runs}, indent=1) + "\n")
-    (root / "summary.md").write_text("\n".join(table(runs, command)) + "\n")
+    write_summary(root, command, runs, table(runs, command))
     draw(runs, root / "learning-curves.png")
 
 
@@ -31,9 +29,7 @@ def summarise(path: Path) -> dict[str, Any]:
     last = [record for record in records if record["event"] == "evaluation"][-1]
     episodes = [(record["env_steps"], record["return"]) for record in records if record["event"] == "episode"]
     return {
-        "env": path.parents[2].name,
-        "label": path.parents[1].name,
-        "seed": int(path.parent.name.removeprefix("seed")),
+        **identity(path),
         "env_steps": last["env_steps"],
         "return_mean": last["return_mean"],
         "return_min": min(last["returns"]),
@@ -60,7 +56,7 @@ def table(runs: list[dict[str, Any]], command: str) -> list[str]:
         loss = f"{run['regret_mean']:.1f}, {run['regret_worst']:.1f}" if "regret_mean" in run else "-"
         cells = [run["env"], run["label"], run["seed"], f"{run['env_steps']:,}", f"{run['return_mean']:.2f}"]
         cells += [f"{run['return_min']:.2f}", loss, run["train_seconds"]]
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+        lines.append(row(cells))
     lines += ["", "| task | agent | seeds | mean return | lowest seed |", "|---|---|---|---|---|"]
     for env, label in sorted({(run["env"], run["label"]) for run in runs}):
         values = [run["return_mean"] for run in runs if (run["env"], run["label"]) == (env, label)]

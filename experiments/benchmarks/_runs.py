@@ -7,15 +7,17 @@ versions and metrics are kept.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 KEPT = ("config.yaml", "versions.json", "metrics.jsonl")
 
@@ -68,6 +70,24 @@ def _run(job: Job, work: Path, out: Path) -> str | None:
     for name in KEPT:
         shutil.copy(folder / name, kept / name)
     return None
+
+
+def identity(metrics: Path) -> dict[str, Any]:
+    """Task, agent and seed of a kept run, from where it lies."""
+    env, label, seed = (folder.name for folder in (metrics.parents[2], metrics.parents[1], metrics.parent))
+    return {"env": env, "label": label, "seed": int(seed.removeprefix("seed"))}
+
+
+def row(cells: Iterable[object]) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def write_summary(root: Path, command: str, runs: Sequence[dict[str, Any]], lines: Sequence[str]) -> None:
+    """``summary.json`` with every run's figures, and ``summary.md`` with the lines of a table."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "summary.json").write_text(json.dumps({"command": command, "runs": runs}, indent=1) + "\n")
+    (root / "summary.md").write_text("\n".join(lines) + "\n")
 
 
 def finish(failed: Sequence[str]) -> int:

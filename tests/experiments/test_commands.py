@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments.cli import main
+from experiments.config import resolve
 from experiments.metrics import comparable, read_records
+from experiments.session import Session
 
 MY_ENV = '''
 import gymnasium as gym
@@ -160,3 +163,13 @@ def test_a_video_or_one_line(elsewhere: Path, capsys: pytest.CaptureFixture[str]
     made = list(Path("run/videos").glob("*.mp4")) if Path("run/videos").is_dir() else []
     assert bool(made) == said[0].startswith("video: ")
     assert all(path.stat().st_size > 1000 for path in made)
+
+
+def test_numbers_that_underflow_are_flushed_while_a_run_lives() -> None:
+    """They slow matrix products several times; afterwards arithmetic is as it was."""
+    tiny = torch.tensor(1e-40)
+    session = Session(resolve("random", [], "Pendulum-v1"))
+    inside = float(tiny * 0.5)
+    session.close()
+    assert inside == 0.0
+    assert float(tiny * 0.5) > 0.0
