@@ -14,7 +14,7 @@ from envs.boundary import BoundaryEnv
 from envs.errors import UserError
 from envs.registry import make_env
 from envs.spec import EnvSpec
-from experiments.diagnose import first_problem, innermost, user_error_in
+from experiments.config_problems import first_problem, innermost, user_error_in
 from experiments.names import check_names, expand_short_names
 from experiments.tree import merge, read_yaml, set_path
 

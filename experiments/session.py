@@ -21,7 +21,7 @@ from experiments.checkpoint import CheckpointStore
 from experiments.config import Resolved, RunConfig, make_one_env, resolve
 from experiments.evaluation import Evaluator
 from experiments.loops.online import OnlineLoop
-from experiments.reporting import Reporter
+from experiments.reporter import Reporter
 from experiments.run import RunDirectory, free_path
 from mbrl import seeding
 from mbrl.seeding import derive_seed

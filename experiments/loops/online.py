@@ -13,7 +13,7 @@ from envs.pool import EnvPool, PoolStep
 from experiments.checkpoint import CheckpointStore, global_random_states, set_global_random_states
 from experiments.config import RunConfig
 from experiments.evaluation import Evaluator
-from experiments.reporting import Reporter
+from experiments.reporter import Reporter
 from mbrl import seeding
 from mbrl.clock import Clock
 from mbrl.data.record import from_dict

@@ -1,0 +1,1 @@
+"""``mbrl compare``: run agents x environments x seeds, whatever interrupts them."""
