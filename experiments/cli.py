@@ -1,4 +1,4 @@
-"""The command line: ``mbrl train | resume | evaluate | list | check-env | bench | demo``.
+"""The command line: ``mbrl train | resume | evaluate | record | compare | report | fit | diagnose | list | ...``.
 
 Nothing heavy is imported before it is known what to do: ``mbrl --help`` answers at once.
 """
@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-KINDS = ("recipes", "envs", "models", "planners", "agents")
+KINDS = ("recipes", "suites", "envs", "models", "planners", "agents")
+OPEN_ENDED = ("train", "bench", "compare", "fit")
+"""Commands that take dotted overrides, or arguments of their own"""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -73,7 +75,7 @@ def _use_working_directory() -> None:
 
 def _dispatch(arguments: list[str]) -> int:
     options, rest = make_parser().parse_known_args(arguments)
-    if rest and options.command not in ("train", "bench"):
+    if rest and options.command not in OPEN_ENDED:
         raise Usage(f"mbrl {options.command}: unknown argument {rest[0]!r}; see `mbrl {options.command} --help`")
     if options.command == "train":
         _check_recipe_is_first(options.recipe, rest, arguments)
@@ -96,6 +98,8 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     _add_train(commands)
     _add_resume_and_evaluate(commands)
+    _add_compare_and_report(commands)
+    _add_fit_and_diagnose(commands)
     _add_others(commands)
     return parser
 
@@ -118,13 +122,61 @@ def _add_train(commands: argparse._SubParsersAction[Parser]) -> None:
 def _add_resume_and_evaluate(commands: argparse._SubParsersAction[Parser]) -> None:
     resume = commands.add_parser("resume", help="continue a run exactly where it was", allow_abbrev=False)
     evaluate = commands.add_parser("evaluate", help="evaluate the agent of a run", allow_abbrev=False)
-    for command in (resume, evaluate):
+    record = commands.add_parser("record", help="film the agent of a run", allow_abbrev=False)
+    for command in (resume, evaluate, record):
         command.add_argument("run", metavar="RUN", help="run directory")
         _add_trust(command)
     resume.add_argument("--quiet", action="store_true", help="no progress on the terminal")
     evaluate.add_argument("--episodes", metavar="N", help="episodes (default: as configured)")
-    evaluate.add_argument("--best", action="store_true", help="the best weights instead of the last")
     evaluate.add_argument("--video", action="store_true", help="record an episode")
+    for command in (evaluate, record):
+        command.add_argument("--best", action="store_true", help="the best weights instead of the last")
+    record.add_argument("--episodes", metavar="N", default="1", help="episodes, one after the other (default: 1)")
+    record.add_argument("--format", choices=("mp4", "gif"), help="default: as --out ends, else mp4")
+    record.add_argument("--out", metavar="FILE", help="default: RUN/videos/step-ENV_STEPS.FORMAT")
+
+
+def _add_compare_and_report(commands: argparse._SubParsersAction[Parser]) -> None:
+    about = (
+        "run agents x environments x seeds and report on them; called again, it goes on where it was."
+        " Give a suite (see `mbrl list suites`), a suite file or a comparison's folder, or --agents and --envs."
+        " Any key can be set for all runs: --evaluation.every=500"
+    )
+    compare = commands.add_parser("compare", help="run many and compare them", description=about, allow_abbrev=False)
+    compare.add_argument("suite", metavar="SUITE", nargs="?")
+    compare.add_argument("--agents", nargs="+", metavar="[LABEL=]RECIPE", help="recipes, or recipe files with a label")
+    compare.add_argument("--envs", nargs="+", metavar="ID", help="environments")
+    compare.add_argument("--seeds", metavar="N", help="how many, or a list: [3, 4, 5] (default: 5)")
+    compare.add_argument("--steps", metavar="N", help="env steps of every run (default: as the recipes say)")
+    compare.add_argument("--out", metavar="DIR", help="the comparison's folder (default: comparisons/NAME)")
+    compare.add_argument("--processes", metavar="N", help="runs at once, a thread each (default: one a core)")
+    compare.add_argument(
+        "--ray", metavar="ADDRESS", nargs="?", const="local", help="run them on Ray: local, auto, HOST"
+    )
+    compare.add_argument("--no-report", action="store_true", help="run only; `mbrl report DIR` makes the page")
+    _add_trust(compare)
+    report = commands.add_parser("report", help="make a page of a folder of runs", allow_abbrev=False)
+    report.add_argument("folder", metavar="DIR", help="a comparison's folder, or any folder with runs below it")
+    report.add_argument("--out", metavar="DIR", help="where the page goes (default: DIR/report)")
+
+
+def _add_fit_and_diagnose(commands: argparse._SubParsersAction[Parser]) -> None:
+    about = (
+        "fit the model of a recipe, by its fitter, on the transitions of a run; some episodes are held out."
+        " Any key can be set: --agent.model.hidden=64"
+    )
+    fit = commands.add_parser("fit", help="fit a model alone", description=about, allow_abbrev=False)
+    fit.add_argument("recipe", metavar="RECIPE")
+    fit.add_argument("--data", metavar="RUN|FILE", required=True, help="a run's transitions, or a saved replay buffer")
+    fit.add_argument("--out", metavar="DIR", help="default: fits/RECIPE-ENV-n")
+    fit.add_argument("--seed", metavar="N", default="0", help="seed of the split and of the networks (default: 0)")
+    fit.add_argument("--heldout", metavar="SHARE", default="0.2", help="share of episodes held out (default: 0.2)")
+    diagnose = commands.add_parser("diagnose", help="say how far a model can be trusted", allow_abbrev=False)
+    diagnose.add_argument("source", metavar="RUN|FIT", help="a run, or a folder that `mbrl fit` made")
+    diagnose.add_argument("--data", metavar="RUN|FILE", help="judge on these transitions instead of its own")
+    diagnose.add_argument("--out", metavar="DIR", help="where the page goes (default: SOURCE/diagnosis)")
+    for command in (fit, diagnose):
+        _add_trust(command)
 
 
 def _add_others(commands: argparse._SubParsersAction[Parser]) -> None:

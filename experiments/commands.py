@@ -148,6 +148,64 @@ def record_video(session: Any, run: Any, env_steps: int) -> None:
     print(f"video: {path}" if path else f"no video: {problem}", file=sys.stderr)
 
 
+def record(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> int:
+    """Film a run's agent; 1 when this machine cannot draw it."""
+    from experiments.tree import parse_value
+    from experiments.video import run_record
+
+    episodes = parse_value("--episodes", options.episodes)
+    session, run = open_run(options, command)
+    try:
+        out = None if options.out is None else Path(options.out)
+        path, problem = run_record(session, run, best=options.best, episodes=episodes, format=options.format, out=out)
+    finally:
+        session.close()
+    print(path if path else f"no film: {problem}", file=sys.stdout if path else sys.stderr)
+    return 0 if path else 1
+
+
+def compare(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> int:
+    """Run what is missing of a suite, then make its page; 1 when a run failed."""
+    from experiments.compare.command import run_comparison
+
+    root, failed = run_comparison(options, dotted(rest), command)
+    for problem in failed:
+        print(f"failed: {problem}", file=sys.stderr)
+    if options.no_report:
+        print(root)
+    else:
+        from experiments.report.build import build_report
+
+        print(build_report(root))
+    return 1 if failed else 0
+
+
+def report(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
+    """Make the page of a folder of runs."""
+    from experiments.report.build import build_report
+
+    print(build_report(Path(options.folder), None if options.out is None else Path(options.out)))
+
+
+def fit(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
+    """Fit a model alone."""
+    from experiments.diagnosis.fit import run_fit
+    from experiments.tree import parse_value
+
+    seed, heldout = parse_value("--seed", options.seed), parse_value("--heldout", options.heldout)
+    overrides = dotted(rest)
+    trust = [*options.trust, *typed_modules(options, overrides)]
+    print(run_fit(options.recipe, Path(options.data), options.out, overrides, trust, seed, heldout))
+
+
+def diagnose(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
+    """Judge a model and make a page of it."""
+    from experiments.diagnosis.diagnose import run_diagnosis
+
+    data, out = (None if value is None else Path(value) for value in (options.data, options.out))
+    print(run_diagnosis(Path(options.source), data, out, options.trust))
+
+
 def list_kind(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
     """Names, one a line."""
     from experiments.listing import lines
@@ -196,6 +254,11 @@ COMMANDS = {
     "train": train,
     "resume": resume,
     "evaluate": evaluate,
+    "record": record,
+    "compare": compare,
+    "report": report,
+    "fit": fit,
+    "diagnose": diagnose,
     "list": list_kind,
     "check-env": check_env,
     "bench": bench,

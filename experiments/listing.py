@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from pathlib import Path
 
+from experiments.compare.suite import SUITES, list_suites
 from experiments.config import RECIPES, list_recipes
 from experiments.names import short_names
 
@@ -12,7 +14,9 @@ from experiments.names import short_names
 def lines(kind: str) -> list[str]:
     """One line a thing: its name and what it is."""
     if kind == "recipes":
-        return [f"{name:<24}{_first_comment(name)}".rstrip() for name in list_recipes()]
+        return [f"{name:<24}{_about_recipe(name)}".rstrip() for name in list_recipes()]
+    if kind == "suites":
+        return [f"{name:<24}{first_comment(SUITES / f'{name}.yaml')}".rstrip() for name in list_suites()]
     if kind == "envs":
         from envs import list_envs
 
@@ -20,11 +24,16 @@ def lines(kind: str) -> list[str]:
     return [f"{name:<28}{about}" for name, about in _classes(_base(kind)).items()]
 
 
-def _first_comment(recipe: str) -> str:
-    first = (RECIPES / f"{recipe}.yaml").read_text().splitlines()[0]
+def _about_recipe(recipe: str) -> str:
     overlays = sorted(path.stem for path in (RECIPES / recipe).glob("*.yaml"))
-    about = first.removeprefix("#").strip() if first.startswith("#") else ""
-    return about + (f" (tuned for {', '.join(overlays)})" if overlays else "")
+    tuned = f" (tuned for {', '.join(overlays)})" if overlays else ""
+    return first_comment(RECIPES / f"{recipe}.yaml") + tuned
+
+
+def first_comment(path: Path) -> str:
+    """What a YAML file says of itself in its first line; empty when that is no comment."""
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
 def _base(kind: str) -> type:

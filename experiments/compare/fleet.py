@@ -1,0 +1,103 @@
+"""Many runs, each an ordinary ``mbrl train`` or ``mbrl resume`` in a process of its own with one thread, a few at once.
+
+One failing run stops no other. A run that was interrupted goes on where it was; one that is complete says so at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+State = Literal["waiting", "running", "done", "failed", "interrupted"]
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: whose it is, the words after ``mbrl`` that make it, where it lies, its env steps."""
+
+    agent: str
+    env: str
+    seed: int
+    command: tuple[str, ...]
+    folder: Path
+    steps: int = 0
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that start the run, or continue it when it has begun."""
+        if not (self.folder / "config.yaml").is_file():
+            return (*self.command, "--out", str(self.folder), "--quiet")
+        trust = [
+            word
+            for flag, name in zip(self.command, self.command[1:], strict=False)
+            if flag == "--trust"
+            for word in (flag, name)
+        ]
+        return ("resume", str(self.folder), *trust, "--quiet")
+
+
+Changed = Callable[[Job, State, str | None], None]
+Execute = Callable[[Job], Awaitable[tuple[int, str]]]
+
+
+async def in_process(job: Job) -> tuple[int, str]:
+    """Run a job on this machine; its exit code and what it said on stderr."""
+    program = [sys.executable, "-m", "experiments.compare.worker", str(os.getpid()), *job.words]
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = await asyncio.create_subprocess_exec(
+        *program,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ | ONE_THREAD | {"PYTHONPATH": paths},
+    )
+    try:
+        _, said = await process.communicate()
+    except asyncio.CancelledError:
+        process.kill()
+        await process.wait()
+        raise
+    return process.returncode or 0, said.decode(errors="replace")
+
+
+async def run_fleet(
+    jobs: Sequence[Job], processes: int, changed: Changed, execute: Execute = in_process
+) -> list[tuple[Job, str]]:
+    """Run every job, at most ``processes`` at once and in order; the failed ones, each with its error.
+
+    ``changed(job, state, error)`` is told of every step. Cancelled, it ends its processes; their runs can be resumed.
+    """
+    room, failed = asyncio.Semaphore(processes), []
+
+    async def run(job: Job) -> None:
+        async with room:
+            changed(job, "running", None)
+            try:
+                code, said = await execute(job)
+            except asyncio.CancelledError:
+                changed(job, "interrupted", None)
+                raise
+            error = None if code == 0 else failure(job, code, said)
+            if error is not None:
+                failed.append((job, error))
+            changed(job, "done" if error is None else "failed", error)
+
+    async with asyncio.TaskGroup() as group:
+        for job in jobs:
+            group.create_task(run(job))
+    return failed
+
+
+def failure(job: Job, code: int, said: str) -> str:
+    """What went wrong, in a line: the run's own message, its exception, or the signal that ended it."""
+    lines = [line for line in said.strip().splitlines() if line.strip()]
+    if code < 0:
+        return f"ended by signal {-code} (`mbrl {shlex.join(job.words)}`)"
+    return lines[-1].removeprefix("error: ") if lines else f"exit code {code} without a message"

@@ -1,0 +1,51 @@
+"""The same runs as tasks of Ray: on this machine, or on a cluster whose nodes share the file system."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from envs.errors import UserError
+from experiments.compare.fleet import Execute, Job, in_process
+
+
+def run_here(job: Job) -> tuple[int, str]:
+    """Run a job where the task landed; its exit code and what it said on stderr."""
+    return asyncio.run(in_process(job))
+
+
+@contextmanager
+def ray_fleet(address: str) -> Iterator[tuple[Execute, int]]:
+    """How to execute a job on Ray, and how many jobs its CPUs take at once.
+
+    Args:
+        address: ``local`` starts Ray on this machine; otherwise a cluster's address, or ``auto``.
+
+    Raises:
+        UserError: there is no cluster at this address.
+    """
+    import ray
+
+    try:
+        ray.init(address=None if address == "local" else address, include_dashboard=False, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        fix = f"no Ray cluster could be reached ({reason}); start one, or give local"
+        raise UserError("--ray", address, fix) from error
+    task = ray.remote(num_cpus=1, max_retries=0)(run_here)
+
+    async def execute(job: Job) -> tuple[int, str]:
+        reference = task.remote(job)
+        try:
+            result: tuple[int, str] = await reference
+        except asyncio.CancelledError:
+            ray.cancel(reference, force=True)
+            raise
+        return result
+
+    try:
+        yield execute, max(1, int(ray.cluster_resources().get("CPU", 1)))
+    finally:
+        ray.shutdown()
