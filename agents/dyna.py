@@ -16,7 +16,7 @@ from envs.spec import EnvSpec
 from mbrl import seeding
 from mbrl.clock import Clock
 from mbrl.data.transitions import Transitions
-from mbrl.diagnostics.depth_error import depth_error
+from mbrl.diagnostics.judge import judge
 from mbrl.fitting import Fitter
 from mbrl.imagination.filters import Filter
 from mbrl.imagination.model_buffer import ModelBuffer, mixed_batches, published_capacity
@@ -117,10 +117,10 @@ class DynaAgent(OffPolicyAgent):
         return report | {"horizon": k, "imagined_rows": len(rows), "imagined_ends": ends}
 
     def judge_model(self) -> dict[str, float]:
-        """Its errors by depth on what came since the last fit."""
+        """Its errors by depth and its calibration on what came since the last fit."""
         if not self.fitter.fits:
             return {}
-        return depth_error(self.model, self.buffers["real"], newest=self.fit_every, generator=self.generator)
+        return judge(self.model, self.buffers["real"], newest=self.fit_every, generator=self.generator)
 
     def imagine(self, horizon: int, counter: int) -> Transitions:
         """Roll the policy out in the model for ``horizon`` steps from real states."""

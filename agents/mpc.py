@@ -23,6 +23,7 @@ from mbrl.clock import Clock
 from mbrl.data.buffer import ReplayBuffer
 from mbrl.data.record import Record
 from mbrl.data.transitions import Transitions
+from mbrl.diagnostics.judge import judge
 from mbrl.fitting import Fitter
 from mbrl.models.base import DynamicsModel, State
 from mbrl.planning.base import Planner
@@ -88,10 +89,12 @@ class MPCAgent(Agent):
         if fitter:
             self.buffers["real"] = ReplayBuffer(capacity, extra={"plan_value": ()})
         self.generator = torch.Generator(self.device)
+        self.run_seed = 0
         self._bound: DynamicsModel | None = None
 
     def seed(self, run_seed: int) -> None:
         self.generator.manual_seed(seeding.derive_seed(run_seed, "agent"))
+        self.run_seed = run_seed
 
     # -- acting ----------------------------------------------------------------------------------------------------
 
@@ -142,12 +145,23 @@ class MPCAgent(Agent):
         if self.fitter is None or not clock.due(self.fit_every, offset=max(1, self.warmup_steps)):
             return {}
         buffer = self.buffers["real"]
-        report = self.fitter.fit(self.model, buffer.all().to(self.device), self.generator)
+        report = self.judge_model(self.fitter)
+        report |= self.fitter.fit(self.model, buffer.all().to(self.device), self.generator)
         clock.updates += int(report["gradient_steps"])
         self._bound = None
         slots = clock.env_steps - clock.previous_env_steps
         gap = plan_gap(buffer, self.planner.horizon, self.fit_every, slots)
         return {"fit": report} | ({"plan": {"gap": gap}} if gap is not None else {})
+
+    def judge_model(self, fitter: Fitter) -> dict[str, float]:
+        """Its errors by depth and its calibration on what came since the last fit.
+
+        The random numbers are a stream of their own, so that judging changes nothing of what is learned.
+        """
+        if not fitter.fits:
+            return {}
+        luck, newest = seeding.generator(self.run_seed, "judge", fitter.fits), self.fit_every
+        return judge(self.model, self.buffers["real"], newest, luck, windows=min(256, newest))
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"generator": self.generator.get_state(), "model": self.model.state_dict()}

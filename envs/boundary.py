@@ -7,7 +7,7 @@ import inspect
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,6 +40,8 @@ CALLERS = frozenset({__name__, "gymnasium.core", "gymnasium.wrappers.common"})
 
 _log = logging.getLogger(__name__)
 
+LEARNABLE = ("reward", "termination")
+
 
 class BoundaryEnv(gym.Wrapper[Any, Any, Any, Any]):
     """One environment in the platform's units.
@@ -58,6 +60,7 @@ class BoundaryEnv(gym.Wrapper[Any, Any, Any, Any]):
         params: physics parameters by name, see :mod:`envs.variants`.
         action_repeat: each decision is repeated this often; rewards are summed; an end stops it. With repeats the
             reward is no function of (obs, action, next_obs) any more, so no reward terms are known.
+        learn: known pieces that the spec shall not tell, ``reward`` or ``termination``, so that models learn them.
         kwargs: constructor arguments to record in the fingerprint.
 
     Raises:
@@ -72,13 +75,17 @@ class BoundaryEnv(gym.Wrapper[Any, Any, Any, Any]):
         *,
         params: Mapping[str, float] | None = None,
         action_repeat: int = 1,
+        learn: Sequence[str] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(env)
         self.id = id or (env.spec.id if env.spec else type(env.unwrapped).__name__)
         if isinstance(action_repeat, bool) or not isinstance(action_repeat, int) or action_repeat < 1:
             raise UserError(f"{self.id}: action_repeat", action_repeat, "give a whole number of at least 1.")
-        self.action_repeat = action_repeat
+        for piece in learn:
+            if piece not in LEARNABLE:
+                raise UserError(f"{self.id}: learn", piece, f"pieces are {' and '.join(LEARNABLE)}.", LEARNABLE)
+        self.action_repeat, self._learn = action_repeat, frozenset(learn)
         self._flat = FlatObservation(env.observation_space, self.id)
         self._scale = ActionScaling(env.action_space, self.id)
         self.observation_space, self.action_space = self._flat.space, self._scale.space
@@ -264,7 +271,7 @@ class BoundaryEnv(gym.Wrapper[Any, Any, Any, Any]):
 
     def _build_spec(self, kwargs: Mapping[str, Any]) -> EnvSpec:
         known = class_knowledge(self.env, self.id) or knowledge_for(self.env)
-        repeated = self.action_repeat > 1
+        repeated, told = self.action_repeat > 1, "reward" not in self._learn
         obs_size = int(np.prod(self._flat.space.shape))
         dt, limit = _seconds(self.env), _limit(self.env)
         values: dict[str, Any] = {
@@ -283,11 +290,11 @@ class BoundaryEnv(gym.Wrapper[Any, Any, Any, Any]):
             **values,
             fingerprint=fingerprint,
             angles=known.angles,
-            reward_terms={} if repeated else known.reward_terms,
-            reward_complete=known.reward_complete and not repeated,
-            termination=known.termination,
+            reward_terms=known.reward_terms if told and not repeated else {},
+            reward_complete=known.reward_complete and told and not repeated,
+            termination=None if "termination" in self._learn else known.termination,
             costs={} if repeated else known.costs,
-            quadratic=None if repeated else known.quadratic,
+            quadratic=known.quadratic if told and not repeated else None,
         )
 
 

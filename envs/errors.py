@@ -23,6 +23,10 @@ class UserError(Exception):
         super().__init__(f"{field}: {seen!r}: {fix}{hint}")
         self._hint = hint
 
+    def within(self, place: str) -> UserError:
+        """The same error, its field said to lie in ``place``."""
+        return UserError(f"{place}: {self.field}", self.seen, self.fix + self._hint)
+
     def __reduce__(self) -> tuple[type[UserError], tuple[str, object, str]]:
         """Errors cross process borders; what was seen may not, so its description goes."""
         return UserError, (self.field, _Described(repr(self.seen)), self.fix + self._hint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -57,6 +57,7 @@ def make_env(
     render_mode: str | None = None,
     action_repeat: int = 1,
     max_episode_steps: int | None = None,
+    learn: Sequence[str] = (),
     **kwargs: Any,
 ) -> BoundaryEnv:
     """An environment in the platform's units.
@@ -68,6 +69,7 @@ def make_env(
         render_mode: as in Gymnasium.
         action_repeat: environment steps a decision; rewards are summed.
         max_episode_steps: episode limit in *environment* steps; None keeps the task's own.
+        learn: ``reward`` or ``termination``: what is known of them is not told, so that models learn them.
         kwargs: constructor arguments.
 
     Raises:
@@ -78,7 +80,7 @@ def make_env(
         kwargs["render_mode"] = render_mode
     env = _make_raw(id, max_episode_steps, kwargs)
     kwargs.pop("render_mode", None)
-    return BoundaryEnv(env, id, params=params, action_repeat=action_repeat, kwargs=kwargs)
+    return BoundaryEnv(env, id, params=params, action_repeat=action_repeat, learn=learn, kwargs=kwargs)
 
 
 def env_spec(id: str, **kwargs: Any) -> EnvSpec:

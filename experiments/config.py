@@ -34,6 +34,7 @@ class EnvConfig:
         kwargs: constructor arguments.
         action_repeat: environment steps a decision.
         max_episode_steps: episode limit in environment steps; null keeps the task's own.
+        learn: pieces of ``reward`` and ``termination`` that models learn although they are known.
         asynchronous: one worker process an environment; the data is the same.
     """
 
@@ -42,6 +43,7 @@ class EnvConfig:
     kwargs: dict[str, Any] = field(default_factory=dict)
     action_repeat: int = 1
     max_episode_steps: int | None = None
+    learn: list[str] = field(default_factory=list)
     asynchronous: bool = False
 
 
@@ -122,6 +124,7 @@ NOT_IN_KWARGS: Mapping[str, str] = {
     "params": "physics parameters are set as env.params",
     "action_repeat": "set it as env.action_repeat",
     "max_episode_steps": "set it as env.max_episode_steps",
+    "learn": "set it as env.learn",
     "render_mode": "the platform chooses it; for a video set video: true",
     "disable_env_checker": "leave it out; `mbrl check-env` checks environments",
 }
@@ -252,6 +255,7 @@ def make_one_env(env: EnvConfig, render_mode: str | None = None) -> Callable[[],
         render_mode=render_mode,
         action_repeat=env.action_repeat,
         max_episode_steps=env.max_episode_steps,
+        learn=env.learn,
         **env.kwargs,
     )
 

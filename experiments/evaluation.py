@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from typing import Any
 
@@ -39,7 +40,10 @@ class Evaluator:
         return self.config.seed + int(self.playing[slot])
 
     def evaluate(self, agent: Agent, generator: Generator) -> dict[str, Any]:
-        """``return_mean``, ``return_std``, ``returns`` and ``lengths`` by episode, ``act_ms`` a call of ``act``."""
+        """``return_mean``, ``return_std``, ``returns`` and ``lengths`` by episode, ``act_ms`` a call of ``act``.
+
+        ``peak_memory_bytes`` is the most that this process has held in memory since it began.
+        """
         began = time.perf_counter()
         noise = torch.Generator(agent.device).manual_seed(generator.initial_seed())
         with seeded(generator), torch.no_grad():
@@ -51,6 +55,7 @@ class Evaluator:
             "lengths": lengths.tolist(),
             "act_ms": 1000.0 * acting / calls,
             "evaluation_seconds": time.perf_counter() - began,
+            "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,  # Linux counts KiB
         }
 
     def _play(self, agent: Agent, noise: Generator) -> tuple[Any, Any, int, float]:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 from envs.errors import UserError
-from experiments.metrics import MetricsLog, make_record
+from experiments.board import TensorBoard
+from experiments.metrics import MetricsLog, make_record, read_records
 from experiments.run import RunDirectory
 from mbrl.clock import Clock
 
@@ -48,7 +49,7 @@ class Reporter:
         offset, resumed_at = (state["metrics_offset"], state["clock"]["env_steps"]) if state else (0, None)
         self.log.cut(offset)
         self._spent = float(state["seconds"]) if state else 0.0
-        self._board = TensorBoard(self.run, resumed_at)
+        self._board = TensorBoard(self.run, resumed_at, past=read_records(self.run.metrics))
         self._terminal = Terminal() if self._quiet else make_terminal(self._steps, sys.stderr)
 
     @property
@@ -79,28 +80,6 @@ class Reporter:
         if self._board:
             self._board.close()
         self.log.close()
-
-
-class TensorBoard:
-    """Every number of every record as ``event/name`` over env steps."""
-
-    def __init__(self, run: RunDirectory, resumed_at: int | None) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import; only runs need it
-
-        purge = None if resumed_at is None else resumed_at + 1
-        self._writer: Any = SummaryWriter(str(run.tensorboard), purge_step=purge)
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        skip = ("env_steps", "event", "seconds")
-        for name, value in record.items():
-            if name not in skip and isinstance(value, int | float):
-                self._writer.add_scalar(f"{record['event']}/{name}", value, record["env_steps"])
-
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 class Terminal:

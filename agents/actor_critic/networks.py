@@ -63,7 +63,7 @@ class BatchStatistics:
     """Batch normalisation's running mean and variance during one forward pass of one network.
 
     With ``train`` the batch's own statistics normalise, and are kept in ``seen``; else the running ones do. ``renorm``
-    is a 0-dim tensor: 1 where batch *re*normalisation (Ioffe, "Batch Renormalization", 2017) has begun.
+    is a 0-dim tensor: 1 where batch renormalisation (Ioffe, "Batch Renormalization", 2017) has begun.
     """
 
     def __init__(self, running: Sequence[Tensor], train: bool, renorm: Tensor | None = None) -> None:

@@ -7,32 +7,27 @@ versions and metrics are kept.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
-import os
-import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from experiments.compare.fleet import Job, State, run_fleet
+from experiments.compare.live import last_return
 
 KEPT = ("config.yaml", "versions.json", "metrics.jsonl")
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run: what it is called, and the words after ``mbrl`` that make it."""
+def make_job(options: argparse.Namespace, label: str, env: str, seed: int, command: Sequence[str]) -> Job:
+    """One run, where these benchmarks keep theirs."""
+    return Job(label, env, seed, tuple(command), options.work / _place(env, label, seed))
 
-    label: str
-    env: str
-    seed: int
-    command: tuple[str, ...]
 
-    def folder(self, root: Path) -> Path:
-        return root / self.env.replace("/", "-") / self.label / f"seed{self.seed}"
+def _place(env: str, label: str, seed: int) -> Path:
+    return Path(env.replace("/", "-")) / label / f"seed{seed}"
 
 
 def add_options(parser: argparse.ArgumentParser, name: str) -> None:
@@ -45,31 +40,25 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def run_all(jobs: Sequence[Job], options: argparse.Namespace) -> list[str]:
-    """Run what is missing; what went wrong, a line each."""
+    """Run what is missing and keep its records; what went wrong, a line each."""
     if options.report_only:
         return []
-    with ThreadPoolExecutor(options.processes) as workers:
-        done = workers.map(lambda job: _run(job, options.work, options.out), jobs)
-        return [problem for problem in done if problem]
+    kept = {job: options.out / _place(job.env, job.agent, job.seed) for job in jobs}
+    missing = [job for job, folder in kept.items() if not all((folder / name).is_file() for name in KEPT)]
+
+    def changed(job: Job, state: State, error: str | None) -> None:
+        if state == "done":
+            _keep(job.folder, kept[job])
+            print(f"{job.env} {job.agent} seed {job.seed}: last return {last_return([job])}", flush=True)
+
+    failed = asyncio.run(run_fleet(missing, options.processes, changed))
+    return [f"{job.env} {job.agent} seed {job.seed}: {error}" for job, error in failed]
 
 
-def _run(job: Job, work: Path, out: Path) -> str | None:
-    """Run or resume one job and keep its records; what went wrong, if something did."""
-    folder, kept = job.folder(work), job.folder(out)
-    if all((kept / name).is_file() for name in KEPT):
-        return None
-    words = ["resume", str(folder)] if (folder / "config.yaml").is_file() else [*job.command, "--out", str(folder)]
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    program = [sys.executable, "-m", "experiments.cli", *words, "--quiet"]
-    result = subprocess.run(program, capture_output=True, text=True, env=os.environ | threads, check=False)
-    last = (result.stderr.strip().splitlines() or ["no output"])[-1]
-    print(f"{job.env} {job.label} seed {job.seed}: {result.stdout.strip() or last}", flush=True)
-    if result.returncode:
-        return f"mbrl {shlex.join(words)}: {last}"
+def _keep(run: Path, kept: Path) -> None:
     kept.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
-        shutil.copy(folder / name, kept / name)
-    return None
+        shutil.copy(run / name, kept / name)
 
 
 def identity(metrics: Path) -> dict[str, Any]:

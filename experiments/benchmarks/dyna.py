@@ -10,7 +10,8 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
 from experiments.benchmarks._dyna_report import write_report
-from experiments.benchmarks._runs import Job, add_options, finish, run_all
+from experiments.benchmarks._runs import add_options, finish, make_job, run_all
+from experiments.compare.fleet import Job
 
 UTD_1 = ("--agent.init_args.updates_per_step=1",)
 AGENTS: Mapping[str, tuple[str, ...]] = {
@@ -57,4 +58,4 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
                 run = ["train", *AGENTS[label], "--env", env, "--seed", str(seed), "--steps", str(steps)]
                 rate = every * 5 if label in PLANNING else every
                 judged = [f"--evaluation.every={rate}", "--evaluation.episodes=5", "--evaluation.num_envs=5"]
-                yield Job(label, env, seed, (*run, *judged))
+                yield make_job(options, label, env, seed, (*run, *judged))

@@ -7,7 +7,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from experiments.benchmarks._pets_report import write_report
-from experiments.benchmarks._runs import Job, add_options, finish, run_all
+from experiments.benchmarks._runs import add_options, finish, make_job, run_all
+from experiments.compare.fleet import Job
 
 TASKS = ("Pendulum-v1", "InvertedPendulum-v5", "mbrl/CartPoleSwingUp-v0", "Reacher-v5")
 ONE_NET = ("members=1", "probabilistic=false")
@@ -38,7 +39,9 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
             seeds = {"pets": options.seeds, "one-net": options.control_seeds, "random": options.seeds}.get(label, 1)
             seeds = 0 if label == "oracle-mpc" and env in NO_ORACLE else seeds
             for seed in range(seeds):
-                yield Job(label, env, seed, ("train", *_recipe(label, steps), "--env", env, "--seed", str(seed)))
+                yield make_job(
+                    options, label, env, seed, ("train", *_recipe(label, steps), "--env", env, "--seed", str(seed))
+                )
 
 
 def _recipe(label: str, steps: Sequence[str]) -> tuple[str, ...]:

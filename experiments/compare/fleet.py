@@ -48,16 +48,21 @@ Changed = Callable[[Job, State, str | None], None]
 Execute = Callable[[Job], Awaitable[tuple[int, str]]]
 
 
+def program(job: Job) -> list[str]:
+    """The command line of the job's process, which ends with this one."""
+    return [sys.executable, "-m", "experiments.compare.worker", str(os.getpid()), *job.words]
+
+
+def environment() -> dict[str, str]:
+    """Its environment: this project first on the path, one thread."""
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | ONE_THREAD | {"PYTHONPATH": paths}
+
+
 async def in_process(job: Job) -> tuple[int, str]:
     """Run a job on this machine; its exit code and what it said on stderr."""
-    program = [sys.executable, "-m", "experiments.compare.worker", str(os.getpid()), *job.words]
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = await asyncio.create_subprocess_exec(
-        *program,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        env=os.environ | ONE_THREAD | {"PYTHONPATH": paths},
-    )
+    quiet, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*program(job), stdout=quiet, stderr=pipe, env=environment())
     try:
         _, said = await process.communicate()
     except asyncio.CancelledError:

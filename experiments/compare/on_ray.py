@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from envs.errors import UserError
-from experiments.compare.fleet import Execute, Job, in_process
+from experiments.compare.fleet import Execute, Job, environment, program
 
 
 def run_here(job: Job) -> tuple[int, str]:
-    """Run a job where the task landed; its exit code and what it said on stderr."""
-    return asyncio.run(in_process(job))
+    """Run a job where the task landed; its exit code and what it said on stderr.
+
+    Blocking, for an event loop inside a Ray worker waits for ever on its processes.
+    """
+    done = subprocess.run(program(job), env=environment(), capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
 
 
 @contextmanager

@@ -219,6 +219,6 @@ def _resolved(suite: Suite, label: str, env: str, trust: Sequence[str]) -> tuple
         resolved = resolve(recipe, pairs, env, trust)
         try_out(make_one_env(resolved.config.env))
     except UserError as error:
-        raise UserError(f"{label} on {env}: {error.field}", error.seen, error.fix) from error
+        raise error.within(f"{label} on {env}") from error
     words = [recipe, "--env", env, *(f"--{key}={json.dumps(value)}" for key, value in pairs)]
     return words, hashlib.blake2b(resolved.text.encode(), digest_size=4).hexdigest(), steps

@@ -115,4 +115,5 @@ class Page:
     sections: Sequence[Section]
     agents: Mapping[str, str] = field(default_factory=dict)
     """Agents that the reader can show and hide: label -> colour. Their artists in figures carry
-    ``set_gid(f"agent:{label}:{anything}")``."""
+    ``set_gid(f"agent:{label}:{anything}")``, or ``f"agent:{label}:agent:{other}:{anything}"`` where two are compared.
+    """

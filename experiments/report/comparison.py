@@ -1,14 +1,41 @@
-"""The runs of a comparison as they lie on disk, read into typed records; nothing is left out silently."""
+"""The runs of a comparison as they lie on disk, read into typed records; nothing is left out silently.
+
+Files are read as data: no code that a configuration names is loaded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import itertools
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from statistics import fmean
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from envs.errors import UserError
+from experiments.report._run_files import DAMAGED, RunFiles, read_json, read_run
+from experiments.report._settings import differing, same_agent
+from experiments.report.statistics import FloatArray
 
 State = Literal["done", "unfinished", "failed", "missing"]
 Axis = Literal["env_steps", "updates", "seconds"]
+Measure = Literal["last", "best", "area"]
+
+RANDOM = "random"
+"""The agent whose returns count as 0 where nothing else is given."""
+UNKNOWN, UNKNOWN_SEED = "unknown", -1
+"""Of a run whose configuration cannot be read and whose folder does not tell."""
+JOB_STATES: Mapping[str, State] = {
+    "done": "done",
+    "running": "unfinished",
+    "interrupted": "unfinished",
+    "failed": "failed",
+    "waiting": "missing",
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +49,7 @@ class Evaluation:
 
     @property
     def mean(self) -> float:
-        return sum(self.returns) / len(self.returns)
+        return fmean(self.returns)
 
 
 @dataclass(frozen=True)
@@ -47,6 +74,16 @@ class Run:
     def last(self) -> float | None:
         """Mean return of the last evaluation; None when there was none."""
         return self.evaluations[-1].mean if self.evaluations else None
+
+    @property
+    def best(self) -> float | None:
+        """Highest mean return of an evaluation: chosen after the fact, so it flatters."""
+        return max((evaluation.mean for evaluation in self.evaluations), default=None)
+
+    @property
+    def area(self) -> float | None:
+        """Mean over all evaluations: high for who learns fast."""
+        return fmean(evaluation.mean for evaluation in self.evaluations) if self.evaluations else None
 
 
 @dataclass(frozen=True)
@@ -79,3 +116,273 @@ class Comparison:
         """The runs of one agent on one environment, by seed."""
         same = [run for run in self.runs if (run.agent, run.env) == (agent, env)]
         return sorted(same, key=lambda run: run.seed)
+
+    def scores(self, agent: str, which: Measure = "last") -> dict[str, FloatArray]:
+        """Normalised scores ``[runs]`` of an agent's finished runs, for every environment that has a reference."""
+        found = {}
+        for env in [env for env in self.envs if env in self.references]:
+            values = _finished(self.of(agent, env), which)
+            if values:
+                found[env] = np.array([self.references[env].normalized(value) for value in values])
+        return found
+
+
+def _finished(runs: Iterable[Run], which: Measure = "last") -> list[float]:
+    values = [getattr(run, which) for run in runs if run.state == "done"]
+    return [value for value in values if value is not None]
+
+
+def load(root: Path) -> Comparison:
+    """Read the folder of ``mbrl compare``, or any folder with run directories in it.
+
+    Without ``status.json`` an agent is called as its folder when runs lie as ``ENV/LABEL/seedN``, else as its recipe,
+    else as its class. Runs that then have one name but cannot be repetitions of one another (the same seed again,
+    another configuration) are told apart as ``LABEL #2``, so that nothing counts twice.
+
+    Args:
+        root: the folder.
+
+    Raises:
+        UserError: there are no runs, or ``status.json`` is damaged. What is wrong with one run is that run's ``error``.
+    """
+    if not root.is_dir():
+        raise UserError("DIR", str(root), "there is no such folder; name one that holds runs or a comparison")
+    comparison = _from_status(root) if (root / "status.json").is_file() else _from_folders(root)
+    if not comparison.runs:
+        fix = "it holds no runs (folders with config.yaml and metrics.jsonl); make some with `mbrl compare`"
+        raise UserError("DIR", str(root), fix)
+    found = {env: reference for env in comparison.envs if (reference := _from_random(comparison, env))}
+    return replace(comparison, references=found | dict(comparison.references))
+
+
+def _from_random(comparison: Comparison, env: str) -> Reference | None:
+    """The span from random actions to the best agent here; None where it cannot be known or is empty."""
+    lasts = {agent: _finished(comparison.of(agent, env)) for agent in comparison.agents}
+    means = {agent: fmean(values) for agent, values in lasts.items() if values}
+    best = max(means, key=lambda agent: means[agent], default=RANDOM)
+    if RANDOM not in means or means[best] == means[RANDOM]:
+        return None
+    source = (
+        f"0 is the mean last return of `{RANDOM}` (seeds: {len(lasts[RANDOM])}), 1 the highest mean last return of an "
+        f"agent in this comparison (`{best}`, seeds: {len(lasts[best])})"
+    )
+    return Reference(means[RANDOM], means[best], source)
+
+
+# ---- the folder of `mbrl compare`
+
+
+def _from_status(root: Path) -> Comparison:
+    path = root / "status.json"
+    status = read_json(path)
+    axis = _get(path, status, "budget", str)
+    if axis not in get_args(Axis):
+        raise UserError(f"{path}: budget", axis, DAMAGED, get_args(Axis))
+    runs = [_of_job(root, job) for job in _get(path, status, "jobs", list)]
+    references = _get(path, status, "references", dict)
+    return Comparison(
+        title=_get(path, status, "suite", str),
+        root=root,
+        runs=runs,
+        agents=list(dict.fromkeys([*_get(path, status, "agents", list), *(run.agent for run in runs)])),
+        envs=list(dict.fromkeys([*_get(path, status, "envs", list), *(run.env for run in runs)])),
+        axis=axis,
+        references={env: _reference(path, given) for env, given in references.items()},
+        datasets=_get(path, status, "datasets", dict),
+    )
+
+
+def _reference(path: Path, given: Any) -> Reference:
+    low, high = (float(_get(path, given, name, (int, float))) for name in ("low", "high"))
+    if low == high:
+        raise UserError(f"{path}: references", low, "the returns that count as 0 and as 1 must differ")
+    return Reference(low, high, given.get("source") or "given in the suite, which names no source")
+
+
+def _of_job(root: Path, job: Any) -> Run:
+    path = root / "status.json"
+    agent, env, seed = _get(path, job, "agent", str), _get(path, job, "env", str), _get(path, job, "seed", int)
+    told = JOB_STATES.get(_get(path, job, "state", str))
+    if told is None:
+        raise UserError(f"{path}: state", job["state"], DAMAGED, JOB_STATES)
+    folder = root / (job.get("folder") or "")
+    if not job.get("folder") or not (folder / "metrics.jsonl").is_file():
+        error = job.get("error") or ("its records are gone" if told == "done" else None)
+        return Run(agent, env, seed, folder, "failed" if told == "failed" else "missing", error)
+    run = _make_run(folder, read_run(folder), (agent, env, seed))
+    return replace(run, **_verdict(run, told, job.get("error")))
+
+
+def _verdict(run: Run, told: State, error: str | None) -> dict[str, Any]:
+    """State and error of a run with records, of which ``status.json`` told something."""
+    if told == "failed" or run.state == "failed":
+        return {"state": "failed", "error": error or run.error}
+    if told == "done" and not run.evaluations:
+        return {"state": "failed", "error": "there is no evaluation in its records"}
+    return {"state": "done" if told == "done" else "unfinished"}
+
+
+def _get(path: Path, tree: Any, name: str, kind: type | tuple[type, ...]) -> Any:
+    value = tree.get(name) if isinstance(tree, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UserError(f"{path}: {name}", value, "`mbrl compare` did not write this; run it again on this folder")
+    return value
+
+
+# ---- any folder with runs in it
+
+
+def _from_folders(root: Path) -> Comparison:
+    folders = sorted(path.parent for path in root.rglob("metrics.jsonl") if (path.parent / "config.yaml").is_file())
+    shown = [folder for folder in folders if not any(part.startswith(".") for part in folder.relative_to(root).parts)]
+    runs = _told_apart(_of_folder(folder) for folder in shown)
+    agents = sorted({run.agent for run in runs}, key=lambda agent: (agent == RANDOM, agent))
+    axis: Axis = "updates" if runs and all(_offline(run) for run in runs) else "env_steps"
+    return Comparison(root.resolve().name, root, runs, agents, sorted({run.env for run in runs}), axis)
+
+
+def _offline(run: Run) -> bool:
+    """It learned without a step in its environment."""
+    return bool(run.evaluations) and run.evaluations[-1].env_steps == 0 < run.evaluations[-1].updates
+
+
+def _of_folder(folder: Path) -> Run:
+    files = read_run(folder)
+    env, seed = files.known("env.id"), files.known("seed")
+    place = _place(folder, env)
+    label, above, number = place or (files.recipe or _class_name(files), UNKNOWN, UNKNOWN_SEED)
+    return _make_run(folder, files, (label, env or above, number if seed is None else seed))
+
+
+def _class_name(files: RunFiles) -> str:
+    return str(files.known("agent.class_path") or UNKNOWN).rpartition(".")[2]
+
+
+def _place(folder: Path, env: str | None) -> tuple[str, str, int] | None:
+    """Agent, environment and seed of a run that lies as ``ENV/LABEL/seedN``; None for one that does not."""
+    found = re.fullmatch(r"seed(\d+)(-[0-9a-f]+)?", folder.name)
+    label, above = (path.name for path in folder.resolve().parents[:2]) if found else ("", "")
+    same = env is None or re.sub(r"\W", "-", env) == re.sub(r"\W", "-", above)
+    return (label, above, int(found[1])) if found and same else None
+
+
+def _told_apart(runs: Iterable[Run]) -> list[Run]:
+    """Runs of one name on one environment have different seeds and one configuration; others get another name."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        for number in itertools.count(1):
+            label = run.agent if number == 1 else f"{run.agent} #{number}"
+            group = groups.setdefault((label, run.env), [])
+            config = next((other.config for other in group if other.config), {})  # that of a damaged run is empty
+            if same_agent(config, run.config) and run.seed not in {other.seed for other in group}:
+                group.append(replace(run, agent=label))
+                break
+    return [run for group in groups.values() for run in group]
+
+
+# ---- one run
+
+
+def _make_run(folder: Path, files: RunFiles, identity: tuple[str, str, int]) -> Run:
+    evaluations, spent, memory = [], 0.0, []
+    for record in (record for record in files.records if record["event"] == "evaluation"):
+        spent += record["evaluation_seconds"]
+        counts = record["env_steps"], record["updates"]
+        seconds = max(0.0, record["seconds"] - spent)  # the record's are rounded
+        evaluations.append(Evaluation(*counts, seconds, tuple(float(value) for value in record["returns"])))
+        memory.append(record.get("peak_memory_bytes"))
+    return Run(
+        *identity,
+        folder=folder,
+        state=_state(files, evaluations),
+        error=files.error,
+        evaluations=tuple(evaluations),
+        fits=tuple(record for record in files.records if record["event"] == "fit"),
+        config=files.config,
+        versions=files.versions,
+        seconds=max(0.0, files.records[-1]["seconds"] - spent) if files.records else 0.0,
+        peak_memory_bytes=max((size for size in memory if isinstance(size, int)), default=None),
+    )
+
+
+def _state(files: RunFiles, evaluations: Sequence[Evaluation]) -> State:
+    """Done is who was evaluated at or after the last step; an offline agent's steps are its updates."""
+    if files.error is not None:
+        return "failed"
+    reached = max((e.env_steps or e.updates for e in evaluations[-1:]), default=-1)
+    return "done" if reached >= files.known("steps") else "unfinished"
+
+
+# ---- tables
+
+
+def differences(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """Settings in which the agents differ on the same environment: ``{dotted key: {agent: value}}``.
+
+    Seeds and environments are left out. An agent that does not have the setting has no entry.
+    """
+    configs: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for run in comparison.runs:
+        if run.config:
+            configs.setdefault(run.env, {}).setdefault(run.agent, run.config)
+    ordered = {env: {a: own[a] for a in comparison.agents if a in own} for env, own in configs.items()}
+    return differing(ordered)
+
+
+def rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """One flat row a run, all of them, for ``runs.csv``; what a run does not have is None."""
+    return [_row(comparison, run) for run in _ordered(comparison)]
+
+
+def _ordered(comparison: Comparison) -> list[Run]:
+    envs, agents = list(comparison.envs), list(comparison.agents)
+    return sorted(comparison.runs, key=lambda run: (envs.index(run.env), agents.index(run.agent), run.seed))
+
+
+def _row(comparison: Comparison, run: Run) -> dict[str, Any]:
+    reference, end = comparison.references.get(run.env), run.evaluations[-1] if run.evaluations else None
+    return {
+        "agent": run.agent,
+        "env": run.env,
+        "seed": run.seed,
+        "state": run.state,
+        "last": run.last,
+        "best": run.best,
+        "area": run.area,
+        "last_normalized": None if reference is None or run.last is None else reference.normalized(run.last),
+        "env_steps": end.env_steps if end else None,
+        "updates": end.updates if end else None,
+        "seconds": round(run.seconds, 3) if run.evaluations else None,
+        "peak_memory_bytes": run.peak_memory_bytes,
+        "commit": _commit(run),
+        "folder": os.path.relpath(run.folder, comparison.root),
+        "error": run.error,
+    }
+
+
+def _commit(run: Run) -> str | None:
+    """Commit of the code that made a run; marked where files differed from it."""
+    git = run.versions.get("git")
+    if not isinstance(git, dict) or "commit" not in git:
+        return None
+    return f"{git['commit']}+changed" if git.get("changed") else str(git["commit"])
+
+
+def curve_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """One flat row an evaluation, for ``curves.csv``."""
+    return [
+        {
+            "agent": run.agent,
+            "env": run.env,
+            "seed": run.seed,
+            "env_steps": evaluation.env_steps,
+            "updates": evaluation.updates,
+            "seconds": round(evaluation.seconds, 3),
+            "episodes": len(evaluation.returns),
+            "return_mean": evaluation.mean,
+            "return_min": min(evaluation.returns),
+            "return_max": max(evaluation.returns),
+        }
+        for run in _ordered(comparison)
+        for evaluation in run.evaluations
+    ]

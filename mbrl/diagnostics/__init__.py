@@ -1,1 +1,1 @@
-"""Is the model any good: errors by depth, measured on data it has not seen."""
+"""Is the model any good, and when: errors by depth, calibration, what its uncertainty is worth, spectra."""

@@ -9,6 +9,7 @@ from torch import Generator
 
 from envs.errors import UserError
 from mbrl.data.buffer import ReplayBuffer
+from mbrl.diagnostics.rows import device_of
 from mbrl.models.base import DynamicsModel
 
 
@@ -25,15 +26,16 @@ def depth_error(
 
     In units of each entry's standard deviation over the whole buffer. Windows are drawn from the ``newest`` rows, so
     that a model which was fitted before they came has not seen them. A depth that no stored episode reaches is left
-    out. The model predicts without sampled noise, an ensemble by the mean of its members.
+    out. The model predicts without sampled noise, an ensemble by the mean of its members. ``generator`` lies where
+    the buffer does.
     """
     recent = ReplayBuffer(min(newest, len(buffer)), buffer.extra, buffer.device)
     recent.extend(buffer[buffer.ids[-newest:]])
-    scale = buffer.all().obs.std(0).clamp(min=1e-6)
+    scale = buffer.all().obs.std(0).clamp(min=1e-6).to(device_of(model))
     bound, errors = model.bind(), {}
     for depth in depths:
         try:
-            lived = recent.windows(windows, depth, generator)
+            lived = recent.windows(windows, depth, generator).to(device_of(model))
         except UserError:  # no episode is that long
             continue
         actions = lived.action.transpose(0, 1)

@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 
 from envs import BoundaryEnv, UserError, make_env
-from envs.boundary import try_out
+from envs.boundary import LEARNABLE, try_out
 from envs.rendering import NO_GL, working_gl
 
 BOX = sample_envs.BOX
@@ -347,3 +347,15 @@ def test_a_failing_close_is_logged_only(caplog: pytest.LogCaptureFixture) -> Non
     with caplog.at_level(logging.WARNING):
         BoundaryEnv(Clinging(), "mine").close()
     assert "mine: close raised OSError: no device" in caplog.text
+
+
+def test_known_pieces_can_be_left_to_the_model() -> None:
+    known, part, neither = (make_env("CartPole-v1", learn=pieces).env_spec for pieces in ((), ("reward",), LEARNABLE))
+    assert known.reward_complete
+    assert known.termination is not None
+    assert part.termination is not None
+    assert (part.reward_complete, dict(part.reward_terms)) == (False, {})
+    assert (neither.reward_complete, neither.termination) == (False, None)
+    assert neither.angles == known.angles
+    with pytest.raises(UserError, match=r"learn: 'rewards'.*Did you mean reward"):
+        make_env("CartPole-v1", learn=("rewards",))

@@ -180,6 +180,7 @@ ENVIRONMENTS = {
     "class missing in Python's module": Case([*TRAIN, "--env=code:Foo"], ("code.py", "Python's own", "rename")),
     "unknown physics parameter": Case([*TRAIN, "--env.params={wingspan: 2}"], ("wingspan",)),
     "unknown constructor argument": Case([*TRAIN, "--env.kwargs={speed: 2}"], ("speed",)),
+    "nothing of that name to learn": Case([*TRAIN, "--env.learn=[rewards]"], ("learn", "reward")),
     "no action repeat": Case([*TRAIN, "--env.action_repeat=0"], ("action_repeat", "at least 1")),
     "no episode steps": Case([*TRAIN, "--env.max_episode_steps=0"], ("max_episode_steps", "at least 1")),
 }

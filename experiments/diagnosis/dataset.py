@@ -1,0 +1,155 @@
+"""Real transitions as data: of a run (read without building its agent or running its code), or a saved buffer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from envs.errors import UserError
+from envs.spec import EnvSpec
+from experiments.checkpoint import CheckpointStore
+from experiments.run import RunDirectory
+from experiments.segments import BufferStore
+from experiments.tree import read_yaml
+from mbrl.data.buffer import ReplayBuffer
+from mbrl.data.transitions import Transitions
+from mbrl.seeding import generator
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Transitions and where they come from."""
+
+    path: Path
+    buffer: ReplayBuffer
+    env: dict[str, Any] | None
+    """The ``env`` part of the run's configuration; None for a saved buffer"""
+
+    def digest(self) -> str:
+        """Eight hex digits of every row's place and content: the same rows, the same digits."""
+        rows, hashed = self.buffer.all(), hashlib.blake2b(digest_size=4)
+        for column in (rows.episode, rows.step, rows.obs, rows.action, rows.next_obs):
+            hashed.update(column.cpu().contiguous().numpy().tobytes())
+        return hashed.hexdigest()
+
+
+@dataclass(frozen=True)
+class Split:
+    """Whole episodes, by id: those a model is fitted on, and those it is judged on."""
+
+    train: list[int]
+    heldout: list[int]
+
+
+def read_dataset(path: Path, most: int | None = None) -> Dataset:
+    """The transitions at ``path``: a run directory, or a folder written by ``ReplayBuffer.save``.
+
+    ``most`` counts the transitions ever added that are to be read, where the run has gone on since.
+
+    Raises:
+        UserError: there is nothing like that, it is damaged or empty, or a row holds NaN or infinity.
+    """
+    if (path / "buffer.json").is_file():
+        found = Dataset(path, ReplayBuffer.load(path), None)
+    elif (path / "config.yaml").is_file() and (path / "checkpoints").is_dir():
+        found = _of_run(RunDirectory.open(path), most)
+    else:
+        fix = "give a run directory, or a folder written by ReplayBuffer.save"
+        raise UserError("--data", str(path), fix, _neighbours(path))
+    _check(found)
+    return found
+
+
+def _neighbours(path: Path) -> list[str]:
+    parent = path.parent
+    if not parent.is_dir():
+        return []
+    return [str(mark.parent) for name in ("config.yaml", "buffer.json") for mark in parent.glob(f"*/{name}")]
+
+
+def _of_run(run: RunDirectory, most: int | None) -> Dataset:
+    state = CheckpointStore(run.checkpoints).load_latest()
+    if state is None:
+        raise UserError("--data", str(run.path), "this run has no checkpoint yet")
+    counts = state["buffers"]
+    name = "real" if "real" in counts else next(iter(counts), "real")
+    total = int(counts[name]["total_added"]) if counts else 0
+    total = total if most is None else min(total, most)
+    if not total:
+        raise UserError("--data", str(run.path), "this run has stored no transitions; train it longer")
+    env = read_yaml(run.config).get("env")
+    return Dataset(run.path, _read_segments(run.checkpoints / "buffers" / name, total), env)
+
+
+def _read_segments(folder: Path, total: int) -> ReplayBuffer:
+    """Every row that is still on the disk, among them some that the run's own ring has let go."""
+    try:
+        about = json.loads((folder / "schema.json").read_text())
+        columns = {column["name"]: tuple(column["shape"]) for column in about["columns"]}
+        oldest = min(int(path.stem.removeprefix("segment-")) for path in folder.glob("segment-*.bin"))
+        first = oldest * int(about["segment_rows"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(str(folder), type(error).__name__, "the buffer's files are damaged or missing") from error
+    if first >= total:
+        raise UserError(str(folder), f"rows from {first:,} on", f"rows before {total:,} are wanted; they are gone")
+    extra = {name.removeprefix("extra."): shape for name, shape in columns.items() if name.startswith("extra.")}
+    buffer = ReplayBuffer(total - first, extra)
+    BufferStore(folder).read(buffer, total)
+    return buffer
+
+
+def _check(data: Dataset) -> None:
+    if not len(data.buffer):
+        raise UserError("--data", str(data.path), "there are no rows in it")
+    rows = data.buffer.all()
+    finite = rows.reward.isfinite()
+    for column in (rows.obs, rows.action, rows.next_obs):
+        finite = finite & column.isfinite().all(-1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0, 0])
+        raise UserError(f"{data.path}, row {row}", "NaN or infinity", "remove the row or mend the environment")
+
+
+def need_fit(data: Dataset, spec: EnvSpec) -> None:
+    """Refuse data whose observations or actions are not those of the model's environment."""
+    rows = data.buffer.all()
+    seen, wanted = (rows.obs.shape[-1], rows.action.shape[-1]), (spec.obs_size, spec.action.size)
+    if seen != wanted:
+        fix = f"the model is of {spec.id}, whose observations and actions have {wanted[0]} and {wanted[1]} entries"
+        raise UserError("--data", f"{data.path} with {seen[0]} and {seen[1]} entries", fix)
+
+
+def split_episodes(episode: Tensor, share: float, seed: int) -> Split:
+    """Part the episodes of rows ``[N]`` at random into train and held-out; each side gets at least one.
+
+    Raises ``UserError`` when there is only one episode, or ``share`` is not inside (0, 1).
+    """
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0.0 < share < 1.0:
+        raise UserError("--heldout", share, "give a share of the episodes, above 0 and below 1")
+    ids = episode.unique()
+    if len(ids) < 2:
+        raise UserError("--data", "one episode", "an episode is held out whole; collect at least two")
+    order = torch.randperm(len(ids), generator=generator(seed, "split"))
+    held = min(max(1, round(share * len(ids))), len(ids) - 1)
+    parts = ids[order[held:]], ids[order[:held]]
+    return Split(*(sorted(part.tolist()) for part in parts))
+
+
+def of_episodes(buffer: ReplayBuffer, episodes: list[int]) -> ReplayBuffer:
+    """The rows of those episodes."""
+    rows = buffer.all()
+    return subset(rows, torch.isin(rows.episode, torch.tensor(episodes, dtype=rows.episode.dtype)))
+
+
+def subset(rows: Transitions, mask: Tensor) -> ReplayBuffer:
+    """A buffer of the rows where ``mask [N]``, in their order; at least one."""
+    kept = rows[mask]
+    buffer = ReplayBuffer(len(kept), {name: tuple(column.shape[1:]) for name, column in kept.extra.items()})
+    buffer.extend(kept)
+    return buffer

@@ -1,0 +1,184 @@
+"""The drawings that sections share: lines with bands, intervals in rows; every agent looks the same in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.figure
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from experiments.pages.palette import colours
+
+WIDTH, HEIGHT = 4.3, 3.0
+"""Inches; narrow enough to be read on a phone, where a figure has the whole width."""
+TEXT, MUTED, RULE = "#1a1a1a", "#666666", "#d0d0d0"
+MARKERS = "osD^vPX*"
+DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an agent is drawn. Markers differ too, so that no one has to tell colours apart."""
+
+    colour: str
+    marker: str
+    dash: str | tuple[int, tuple[float, ...]]
+
+
+def styles(agents: Sequence[str]) -> dict[str, Style]:
+    """A look for every agent, by its place in the comparison."""
+    return {
+        label: Style(colour, MARKERS[index % len(MARKERS)], DASHES[index // len(MARKERS) % len(DASHES)])
+        for index, (label, colour) in enumerate(colours(agents).items())
+    }
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib shall not read as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def new(
+    title: str, xlabel: str, ylabel: str, width: float = WIDTH, height: float = HEIGHT
+) -> tuple[matplotlib.figure.Figure, Axes]:
+    """A figure with one quiet set of axes."""
+    figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(plain(title), fontsize=10, loc="left", color=TEXT, fontweight="bold")
+    axes.set_xlabel(plain(xlabel), fontsize=9, color=TEXT)
+    axes.set_ylabel(plain(ylabel), fontsize=9, color=TEXT)
+    axes.grid(color=RULE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(MUTED)
+    axes.tick_params(labelsize=8.5, color=MUTED, labelcolor=TEXT, length=3)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    return figure, axes
+
+
+def short(value: float) -> str:
+    """A number for an axis: 1.5k, 2M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            divisor = 1e3 if unit == "k" else size
+            return f"{value / divisor:.4g}{unit}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
+
+
+def line(axes: Axes, agent: str, style: Style, xs: Sequence[float], ys: Sequence[float], part: str = "line") -> None:
+    """The main line of an agent."""
+    options: dict[str, Any] = {
+        "marker": style.marker,
+        "markersize": 4.0,
+        "markevery": max(1, len(xs) // 12),
+        "linewidth": 1.8,
+    }
+    (artist,) = axes.plot(xs, ys, color=style.colour, linestyle=style.dash, **options)
+    artist.set_gid(f"agent:{agent}:{part}")
+
+
+def thin_line(axes: Axes, agent: str, style: Style, xs: Sequence[float], ys: Sequence[float], seed: int) -> None:
+    """The line of one seed."""
+    options: dict[str, Any] = {
+        "marker": style.marker,
+        "markersize": 2.8,
+        "markevery": max(1, len(xs) // 6),
+        "linewidth": 1.0,
+    }
+    (artist,) = axes.plot(xs, ys, color=style.colour, linestyle=style.dash, alpha=0.8, **options)
+    artist.set_gid(f"agent:{agent}:seed {seed}")
+
+
+def level(axes: Axes, agent: str, style: Style, y: float) -> None:
+    """The height of an agent that has no place along the x-axis."""
+    axes.axhline(y, color=style.colour, linestyle=(0, (4, 2)), linewidth=1.4).set_gid(f"agent:{agent}:level")
+
+
+def band(
+    axes: Axes, agent: str, style: Style, xs: Sequence[float], low: Sequence[float], high: Sequence[float]
+) -> None:
+    """The interval around an agent's line."""
+    artist = axes.fill_between(xs, low, high, color=style.colour, alpha=0.18, linewidth=0)
+    artist.set_gid(f"agent:{agent}:band")
+
+
+def landmark(axes: Axes, y: float, text: str) -> None:
+    """A labelled horizontal line: a dataset's return, a reference."""
+    axes.axhline(y, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (0, 2), "textcoords": "offset points"}
+    axes.annotate(plain(text), (1.0, y), ha="right", va="bottom", fontsize=8, color=MUTED, **place)
+
+
+def legend(figure: matplotlib.figure.Figure, looks: Mapping[str, Style], agents: Iterable[str]) -> None:
+    """Names the agents above the axes; an entry is hidden with its agent."""
+    agents = list(agents)
+    handles = [_handle(looks[agent]) for agent in agents]
+    columns = 1 if max(map(len, agents), default=0) > 28 else 2 if max(map(len, agents), default=0) > 14 else 3
+    texts = [plain(agent) for agent in agents]
+    box = figure.legend(handles, texts, loc="outside upper left", ncols=columns, frameon=False, fontsize=8.5)
+    for agent, text, handle in zip(agents, box.get_texts(), box.legend_handles, strict=True):
+        text.set_color(TEXT)
+        text.set_gid(f"agent:{agent}:legend text")
+        if handle is not None:
+            handle.set_gid(f"agent:{agent}:legend line")
+
+
+def _handle(style: Style) -> Line2D:
+    look: dict[str, Any] = {"linestyle": style.dash, "linewidth": 1.8, "marker": style.marker, "markersize": 4.0}
+    return Line2D([], [], color=style.colour, **look)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A point with its interval in a plot of intervals.
+
+    ``about`` are the agents whose hiding hides it; the first one's look is used. ``low`` and ``high`` are None where
+    the runs allow no interval.
+    """
+
+    label: str
+    about: tuple[str, ...]
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def interval_rows(
+    title: str,
+    xlabel: str,
+    rows: Sequence[Row],
+    looks: Mapping[str, Style],
+    at: float | None = None,
+    within: tuple[float, float] | None = None,
+) -> matplotlib.figure.Figure:
+    """Points with intervals, one row each from the top; a vertical line stands ``at``, all of ``within`` is shown."""
+    figure, axes = new(title, xlabel, "", height=1.0 + 0.32 * len(rows))
+    if at is not None:
+        axes.axvline(at, color=MUTED, linewidth=1.0, linestyle=(0, (4, 2)))
+    for place, row in enumerate(rows):
+        _interval(axes, place, row, looks[row.about[0]])
+    if within is not None:
+        margin = 0.03 * (within[1] - within[0])
+        axes.set_xlim(within[0] - margin, within[1] + margin)
+    axes.set_yticks(range(len(rows)), [plain(row.label) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    return figure
+
+
+def _interval(axes: Axes, place: int, row: Row, style: Style) -> None:
+    name = "".join(f"agent:{agent}:" for agent in row.about)
+    if row.low is not None and row.high is not None:
+        (bar,) = axes.plot([row.low, row.high], [place, place], color=style.colour, linewidth=5, alpha=0.35)
+        bar.set_solid_capstyle("butt")
+        bar.set_gid(f"{name}interval {place}")
+    (point,) = axes.plot([row.value], [place], color=style.colour, marker=style.marker, markersize=6, linestyle="none")
+    point.set_gid(f"{name}point {place}")

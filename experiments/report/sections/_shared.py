@@ -1,0 +1,79 @@
+"""What several sections need: which runs count, how many seeds there are, words for both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from experiments.report.comparison import Comparison, Run
+from experiments.report.statistics import Scores
+
+
+def evaluated(comparison: Comparison, agent: str, env: str) -> list[Run]:
+    """The runs of an agent on an environment that were evaluated at least once, whatever became of them."""
+    return [run for run in comparison.of(agent, env) if run.evaluations]
+
+
+def finished(comparison: Comparison, agent: str, env: str) -> list[Run]:
+    """The runs that are done: only their last evaluations are compared, the others stopped somewhere on the way."""
+    return [run for run in evaluated(comparison, agent, env) if run.state == "done"]
+
+
+def shown_agents(comparison: Comparison, env: str) -> list[str]:
+    """The agents with something to draw on an environment, in the comparison's order."""
+    return [agent for agent in comparison.agents if evaluated(comparison, agent, env)]
+
+
+def finished_agents(comparison: Comparison, env: str) -> list[str]:
+    """The agents with a finished run on an environment, in the comparison's order."""
+    return [agent for agent in comparison.agents if finished(comparison, agent, env)]
+
+
+def seeds(comparison: Comparison) -> list[int]:
+    """How many finished seeds each pair of agent and environment has, pairs without one left out."""
+    pairs = ((agent, env) for agent in comparison.agents for env in comparison.envs)
+    return [count for pair in pairs if (count := len(finished(comparison, *pair)))]
+
+
+def last_returns(comparison: Comparison, agent: str, envs: Iterable[str], normalised: bool = False) -> Scores:
+    """The last evaluation of every finished run, an array ``[runs]`` for each environment; with the references'
+    returns at 0 and 1 where they are ``normalised``.
+    """
+    if normalised:
+        scores = comparison.scores(agent)
+        return [scores[env] for env in envs]
+    return [np.array([run.last for run in finished(comparison, agent, env)], dtype=np.float64) for env in envs]
+
+
+def listing(words: Iterable[str]) -> str:
+    """``a, b and c``."""
+    *most, last = list(words)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def plural(count: int, word: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def spread(counts: Sequence[int]) -> str:
+    """``5`` or ``3 to 5``."""
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def slug(text: str) -> str:
+    """Text as a part of a file name."""
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-.") or "x"
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number inside a sentence."""
+    return f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def where(run: Run) -> str:
+    """The run in words."""
+    return f"{run.agent} on {run.env}, seed {run.seed if run.seed >= 0 else 'unknown'}"
