@@ -36,7 +36,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "== install: torch (the largest part, some minutes on a slow line)"
 	@$(PIP) install --quiet --constraint constraints.txt torch
 	@echo "== install: the platform and its tools"
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,dmc]'
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,dmc,docs]'
 	@touch $@
 
 demo: install ## learn the dynamics of Pendulum-v1 and plan with them, about two minutes
@@ -70,14 +70,11 @@ format: install ## let ruff rewrite what it can
 	@$(BIN)/ruff check --quiet --fix . || true
 	@$(BIN)/ruff format --quiet .
 
-$(VENV)/.installed-docs: $(VENV)/.installed
-	@echo "== docs: installing the generator"
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
-	@touch $@
-
-docs: $(VENV)/.installed-docs ## build site/ from README.md, docs/*.md and the docstrings
-	@echo "== docs: site/index.html"
-	@$(BIN)/python docs/build.py
+docs: install ## build site/ from docs/, README.md and the docstrings; no network needed to read it
+	@echo "== docs: sphinx, warnings are errors"
+	@rm -rf site
+	@$(BIN)/sphinx-build -q -E -W --keep-going -b html -d build/doctrees docs site
+	@echo "docs: $(CURDIR)/site/index.html"
 
 clean: ## remove what was built and cached (not .venv, not runs)
 	@rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache MUJOCO_LOG.TXT

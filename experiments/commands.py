@@ -86,7 +86,7 @@ def typed_modules(options: argparse.Namespace, overrides: Sequence[tuple[str, An
     """Modules that the user named on this command line, which may therefore be imported."""
     from experiments.names import module_of, typed_in
 
-    env = module_of(options.env) if options.env else None
+    env = module_of(options.env) if getattr(options, "env", None) else None
     return [*options.trust, *([env] if env else []), *typed_in(overrides)]
 
 
