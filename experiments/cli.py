@@ -132,6 +132,8 @@ def _add_resume_and_evaluate(commands: argparse._SubParsersAction[Parser]) -> No
     for command in (evaluate, record):
         command.add_argument("--best", action="store_true", help="the best weights instead of the last")
     record.add_argument("--episodes", metavar="N", default="1", help="episodes, one after the other (default: 1)")
+    record.add_argument("--seed", metavar="N", help="reset seed of the first episode (default: the first evaluation's)")
+    record.add_argument("--overlay", action="store_true", help="write step and return into the picture")
     record.add_argument("--format", choices=("mp4", "gif"), help="default: as --out ends, else mp4")
     record.add_argument("--out", metavar="FILE", help="default: RUN/videos/step-ENV_STEPS.FORMAT")
 

@@ -154,10 +154,12 @@ def record(options: argparse.Namespace, rest: Sequence[str], command: Sequence[s
     from experiments.video import run_record
 
     episodes = parse_value("--episodes", options.episodes)
+    seed = None if options.seed is None else parse_value("--seed", options.seed)
     session, run = open_run(options, command)
     try:
         out = None if options.out is None else Path(options.out)
-        path, problem = run_record(session, run, best=options.best, episodes=episodes, format=options.format, out=out)
+        wanted = {"best": options.best, "episodes": episodes, "format": options.format, "out": out, "seed": seed}
+        path, problem = run_record(session, run, **wanted, overlay=options.overlay)
     finally:
         session.close()
     print(path if path else f"no film: {problem}", file=sys.stdout if path else sys.stderr)
@@ -195,7 +197,8 @@ def fit(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]
     seed, heldout = parse_value("--seed", options.seed), parse_value("--heldout", options.heldout)
     overrides = dotted(rest)
     trust = [*options.trust, *typed_modules(options, overrides)]
-    print(run_fit(options.recipe, Path(options.data), options.out, overrides, trust, seed, heldout))
+    folder = run_fit(options.recipe, Path(options.data), options.out, overrides, trust, seed, heldout)
+    print((folder / "summary.txt").read_text(encoding="utf-8"), end="")
 
 
 def diagnose(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
@@ -203,7 +206,9 @@ def diagnose(options: argparse.Namespace, rest: Sequence[str], command: Sequence
     from experiments.diagnosis.diagnose import run_diagnosis
 
     data, out = (None if value is None else Path(value) for value in (options.data, options.out))
-    print(run_diagnosis(Path(options.source), data, out, options.trust))
+    page = run_diagnosis(Path(options.source), data, out, options.trust)
+    print((page.parent / "summary.txt").read_text(encoding="utf-8"), end="")
+    print(page)
 
 
 def list_kind(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:

@@ -120,14 +120,19 @@ def reopen(run: RunDirectory, trust: Sequence[str], overrides: Sequence[tuple[st
     return Session(resolve(str(run.config), overrides, trust=trust))
 
 
-def evaluate_run(session: Session, run: RunDirectory, best: bool = False) -> tuple[int, dict[str, Any]]:
-    """Env steps that the newest (or best) weights had seen, and their evaluation. Leaves them in ``session.agent``."""
+def restore_agent(session: Session, run: RunDirectory, best: bool = False) -> int:
+    """Give ``session.agent`` the newest (or best) weights of a run; the env steps that they had seen."""
     checkpoints = CheckpointStore(run.checkpoints)
     state = checkpoints.load_best() if best else checkpoints.load_latest()
     if state is None:
         raise UserError("RUN", str(run.path), "this run has no checkpoint yet")
     with foreign_state(run.path):
         session.agent.load_state_dict(state["agent"])
-        env_steps = int(state["clock"]["env_steps"])
+        return int(state["clock"]["env_steps"])
+
+
+def evaluate_run(session: Session, run: RunDirectory, best: bool = False) -> tuple[int, dict[str, Any]]:
+    """Env steps that the newest (or best) weights had seen, and their evaluation. Leaves them in ``session.agent``."""
+    env_steps = restore_agent(session, run, best)
     generator = seeding.generator(session.config.seed, "evaluate", env_steps)
     return env_steps, session.evaluator.evaluate(session.agent, generator)

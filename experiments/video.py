@@ -13,11 +13,10 @@ from agents.base import Agent
 from envs.boundary import BoundaryEnv
 from envs.errors import UserError
 from experiments import evaluation
-from experiments.checkpoint import CheckpointStore
 from experiments.config import RunConfig, make_one_env
 from experiments.film import KINDS, Film, Image, film, write_on
 from experiments.run import RunDirectory
-from experiments.session import Session, foreign_state
+from experiments.session import Session, restore_agent
 from mbrl import seeding
 
 USUAL_RATE = 30.0
@@ -79,17 +78,6 @@ def record(agent: Agent, config: RunConfig, path: Path) -> tuple[Path | None, st
         return None, str(error)
     except Exception as error:  # a run that has come to its end must not fail for the sake of its film
         return None, f"this machine cannot film it ({_in_words(error)})"
-
-
-def restore_agent(session: Session, run: RunDirectory, best: bool = False) -> int:
-    """Give ``session.agent`` the newest (or best) weights of a run; the env steps that they had seen."""
-    checkpoints = CheckpointStore(run.checkpoints)
-    state = checkpoints.load_best() if best else checkpoints.load_latest()
-    if state is None:
-        raise UserError("RUN", str(run.path), "this run has no checkpoint yet")
-    with foreign_state(run.path):
-        session.agent.load_state_dict(state["agent"])
-        return int(state["clock"]["env_steps"])
 
 
 def _check_count(field: str, value: object, least: int) -> None:

@@ -87,7 +87,7 @@ class Fitter:
             _check_weights(weights, len(data))
         optimizer = self._optimizer(model)
         rows: Record = model.prepare(data)
-        train, held = self._split(data, generator)
+        train, held = self.split(data, generator)
         limit = self.first_updates if self.fits == 0 else self.max_updates
         updates, epochs, loss = self._train(model, optimizer, rows, train, held, weights, generator, limit)
         self.fits += 1
@@ -135,7 +135,7 @@ class Fitter:
         optimizer.step()
         return loss.detach()
 
-    def _split(self, data: Transitions, generator: Generator) -> tuple[Tensor, Tensor]:
+    def split(self, data: Transitions, generator: Generator) -> tuple[Tensor, Tensor]:
         """Row numbers to train on (shuffled) and to hold out."""
         order = torch.randperm(len(data), generator=generator, device=generator.device)
         held = min(int(self.holdout * len(data)), self.max_holdout)

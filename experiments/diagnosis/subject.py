@@ -181,7 +181,7 @@ def held_out(agent: Agent, rows: Transitions, wrapped: bool) -> Tensor:
 
 
 def _mask(fitter: Fitter, rows: Transitions, seed: int) -> Tensor:
-    _, held = fitter._split(rows, torch.Generator().manual_seed(seed))
+    _, held = fitter.split(rows, torch.Generator().manual_seed(seed))
     mask = torch.zeros(len(rows), dtype=torch.bool)
     mask[held] = True
     return mask

@@ -46,6 +46,8 @@ class Evaluation:
     updates: int
     seconds: float
     returns: tuple[float, ...]
+    act_ms: float | None = None
+    """Milliseconds a call of ``act`` took, for all environments of the evaluation at once"""
 
     @property
     def mean(self) -> float:
@@ -289,7 +291,8 @@ def _make_run(folder: Path, files: RunFiles, identity: tuple[str, str, int]) -> 
         spent += record["evaluation_seconds"]
         counts = record["env_steps"], record["updates"]
         seconds = max(0.0, record["seconds"] - spent)  # the record's are rounded
-        evaluations.append(Evaluation(*counts, seconds, tuple(float(value) for value in record["returns"])))
+        returns = tuple(float(value) for value in record["returns"])
+        evaluations.append(Evaluation(*counts, seconds, returns, record.get("act_ms")))
         memory.append(record.get("peak_memory_bytes"))
     return Run(
         *identity,

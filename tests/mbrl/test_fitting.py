@@ -140,7 +140,7 @@ def test_a_row_is_held_or_trained_on_for_ever(fresh: bool) -> None:
     """Unless held rows are drawn anew, as published: then a later fit is judged on rows that were trained on."""
     fitter, trained, leaked = Fitter(holdout=0.25, fresh_holdout=fresh), set[int](), 0
     for rows in (100, 150, 220, 300):
-        train, held = fitter._split(line(rows), luck(rows))
+        train, held = fitter.split(line(rows), luck(rows))
         assert sorted([*train.tolist(), *held.tolist()]) == list(range(rows))
         leaked += len(trained & set(held.tolist()))
         trained |= set(train.tolist())
@@ -150,7 +150,7 @@ def test_a_row_is_held_or_trained_on_for_ever(fresh: bool) -> None:
 
 def test_the_holdout_is_bounded() -> None:
     fitter = Fitter(holdout=0.5, max_holdout=7)
-    train, held = fitter._split(line(100), luck())
+    train, held = fitter.split(line(100), luck())
     assert (len(train), len(held)) == (93, 7)
 
 
@@ -384,7 +384,7 @@ def test_rows_without_ids_of_their_own_are_parted_anew() -> None:
     data = line(200)
     data.episode = data.episode * 0
     fitter = Fitter(holdout=0.25)
-    assert not torch.equal(fitter._split(data, luck(0))[1].sort().values, fitter._split(data, luck(1))[1].sort().values)
+    assert not torch.equal(fitter.split(data, luck(0))[1].sort().values, fitter.split(data, luck(1))[1].sort().values)
 
 
 @pytest.mark.parametrize(

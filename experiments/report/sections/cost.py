@@ -28,6 +28,8 @@ def cost(comparison: Comparison) -> Section | None:
         "Means over finished seeds. Training seconds leave evaluations out. Times and memory hold for the machines the"
         " runs were made on and what else these were doing; compare them only where the runs shared one machine."
     )
+    if "ms a decision" in known:
+        lead += " A decision is one for all environments of an evaluation together, in the last evaluation."
     if SECONDS_TO in known:
         lead += (
             f" Seconds to {ENOUGH}: training seconds until an evaluation first reached that normalised return, the"
@@ -45,6 +47,7 @@ def _row(comparison: Comparison, agent: str, env: str) -> dict[str, float | str 
     return {
         "training seconds": training,
         "env steps a second": steps / training if steps and training else None,
+        "ms a decision": _mean(run.evaluations[-1].act_ms for run in runs),
         "peak memory, MiB": memory / MEBIBYTE if memory is not None else None,
         **_reached(comparison, env, runs),
     }

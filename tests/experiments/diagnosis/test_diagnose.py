@@ -84,14 +84,14 @@ def test_rows_that_a_fixed_holdout_kept_are_unseen(run: Path) -> None:
     agent, rows = with_fitter(run, holdout=0.2)
     mask = held_out(agent, rows, wrapped=False)
     kept: list[Tensor] = []
-    seen = agent.fitter._split
+    seen = agent.fitter.split
 
     def watched(data: Any, generator: Any) -> Any:
         train, held = seen(data, generator)
         kept.append(held.sort().values)
         return train, held
 
-    agent.fitter._split = watched
+    agent.fitter.split = watched
     agent.fitter.max_epochs = 1
     agent.fitter.fit(agent.model, rows, torch.Generator().manual_seed(5))
     assert torch.equal(mask.nonzero()[:, 0], kept[0])
