@@ -30,7 +30,7 @@ PLANNING = ("mbpo-mpc", "pets")
 TASKS: Mapping[str, tuple[tuple[str, ...], int, int, int]] = {
     "InvertedPendulum-v5": (("mbpo-fast", "sac-utd10", "sac-utd1", "sb3-sac"), 3, 3000, 250),
     "Hopper-v5": (("mbpo-fast", "mbpo-mpc", "sac-utd10", "sb3-sac", "sb3-tqc", "sb3-crossq"), 2, 15_000, 1000),
-    "CartPole-v1": (("mbpo-fast", "pets", "sac-utd10"), 2, 2000, 500),
+    "CartPole-v1": (("mbpo-fast", "pets", "sac-utd10"), 2, 3000, 500),
     "Acrobot-v1": (("mbpo-fast", "pets", "sac-utd10"), 2, 2500, 500),
     "HalfCheetah-v5": (("mbpo-fast", "mbpo-mpc", "pets", "sac-utd10", "sb3-sac"), 2, 10_000, 1000),
 }

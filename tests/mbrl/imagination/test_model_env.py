@@ -280,7 +280,8 @@ def test_a_step_with_given_noise_is_the_models_step() -> None:
     assert abs(float(one.terminated.float().mean() - other.terminated.float().mean())) < 0.005
     assert bool(one.terminated.any())
     still = model.step_with_noise(state, action, noise * 0)
-    assert still.state.obs.unique(dim=0).shape[0] == 1
+    # Not to the bit: on some processors a row's last bit depends on its place in a matrix product.
+    torch.testing.assert_close(still.state.obs, still.state.obs[:1].expand(rows, -1), rtol=0.0, atol=1e-6)
 
 
 def test_given_noise_keeps_the_validity_box() -> None:
