@@ -17,7 +17,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow lint types floors format docs clean distclean
+.PHONY: help install demo browser test test-slow lint types floors format docs clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,7 +43,13 @@ demo: install ## learn the dynamics of Pendulum-v1 and plan with them, about two
 	@echo "== demo: $(DEMO)"
 	@$(DEMO)
 
-test: install lint types floors ## everything that must pass: lint, types, floors and the quick tests
+browser: ## Chromium for the tests of pages, where Debian's packages can be installed
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "== browser: installing chromium" && \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver >/dev/null; } || \
+	  echo "browser: no chromium and no way to install it here; the tests of pages in a browser are skipped"
+
+test: install browser lint types floors ## everything that must pass: lint, types, floors and the quick tests
 	@echo "== test: quick tests, $(WORKERS) processes"
 	@$(BIN)/pytest -q -m "not slow" -n $(WORKERS) --dist worksteal --ignore tests/test_floors.py
 
