@@ -14,6 +14,8 @@ from experiments.benchmarks._runs import add_options, finish, make_job, run_all
 from experiments.compare.fleet import Job
 
 UTD_1 = ("--agent.init_args.updates_per_step=1",)
+GAMMA = "--agent.init_args.learner.init_args.gamma="
+TERMS = "--agent.init_args.objective.init_args.terms."
 AGENTS: Mapping[str, tuple[str, ...]] = {
     "mbpo-fast": ("mbpo-fast",),
     "mbpo-mpc": ("mbpo-mpc",),
@@ -23,13 +25,20 @@ AGENTS: Mapping[str, tuple[str, ...]] = {
     "sb3-sac": ("sb3-sac",),
     "sb3-tqc": ("sb3-tqc",),
     "sb3-crossq": ("sb3-crossq",),
+    "mbpo-fast-0.99": ("mbpo-fast", GAMMA + "0.99"),
+    "mbpo-mpc-0.99": ("mbpo-mpc", GAMMA + "0.99", *(f"{TERMS}{i}.init_args.discount=0.99" for i in (0, 1))),
+    "sac-utd10-0.99": ("sac-fast", GAMMA + "0.99"),
+    "sb3-sac-0.997": ("sb3-sac", "--agent.init_args.kwargs.gamma=0.997"),
 }
 """Label -> recipe and overrides. ``sac-fast`` is the learner of ``mbpo-fast`` at the same sizes, without a model."""
-PLANNING = ("mbpo-mpc", "pets")
+PLANNING = ("mbpo-mpc", "mbpo-mpc-0.99", "pets")
+HOPPER = ("mbpo-fast", "mbpo-mpc", "sac-utd10", "sb3-sac", "sb3-tqc", "sb3-crossq")
+HOPPER += ("sb3-sac-0.997", "mbpo-fast-0.99", "sac-utd10-0.99", "mbpo-mpc-0.99")
+"""Our recipes discount by 0.997 there; what that changes is shown beside it."""
 """Agents that plan: an evaluation takes minutes, so they get a fifth as many."""
 TASKS: Mapping[str, tuple[tuple[str, ...], int, int, int]] = {
     "InvertedPendulum-v5": (("mbpo-fast", "sac-utd10", "sac-utd1", "sb3-sac"), 3, 3000, 250),
-    "Hopper-v5": (("mbpo-fast", "mbpo-mpc", "sac-utd10", "sb3-sac", "sb3-tqc", "sb3-crossq"), 2, 15_000, 1000),
+    "Hopper-v5": (HOPPER, 2, 15_000, 1000),
     "CartPole-v1": (("mbpo-fast", "pets", "sac-utd10"), 2, 3000, 500),
     "Acrobot-v1": (("mbpo-fast", "pets", "sac-utd10"), 2, 2500, 500),
     "HalfCheetah-v5": (("mbpo-fast", "mbpo-mpc", "pets", "sac-utd10", "sb3-sac"), 2, 10_000, 1000),
