@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; `mbrl resume` continues from the last checkpoint", file=sys.stderr)
+        again = "the same command goes on" if "compare" in arguments[:1] else "`mbrl resume` goes on"
+        print(f"interrupted; {again} from the last checkpoint", file=sys.stderr)
         return 130
     except Exception as error:
         if not _is_user_error(error):
@@ -148,7 +149,7 @@ def _add_compare_and_report(commands: argparse._SubParsersAction[Parser]) -> Non
     compare.add_argument("suite", metavar="SUITE", nargs="?")
     compare.add_argument("--agents", nargs="+", metavar="[LABEL=]RECIPE", help="recipes, or recipe files with a label")
     compare.add_argument("--envs", nargs="+", metavar="ID", help="environments")
-    compare.add_argument("--seeds", metavar="N", help="how many, or a list: [3, 4, 5] (default: 5)")
+    compare.add_argument("--seeds", nargs="+", metavar="N", help="how many, or which: 3 4 5 (default: 5)")
     compare.add_argument("--steps", metavar="N", help="env steps of every run (default: as the recipes say)")
     compare.add_argument("--out", metavar="DIR", help="the comparison's folder (default: comparisons/NAME)")
     compare.add_argument("--processes", metavar="N", help="runs at once, a thread each (default: one a core)")

@@ -32,6 +32,8 @@ class RunDirectory:
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
         """An existing run; raises ``UserError`` when this is none."""
+        if (path / "fit.json").is_file():
+            raise UserError("RUN", str(path), "this is a fit of a model alone; look at it with `mbrl diagnose`")
         if not (path / "config.yaml").is_file():
             raise UserError("RUN", str(path), "not a run directory (it has no config.yaml)", _neighbours(path))
         return cls(path)
@@ -69,6 +71,8 @@ def _free(out: str) -> Path:
         raise UserError("--out", out, "this is where you stand; name a directory that will be made")
     if path.is_dir() and not any(path.iterdir()):
         return path
+    if (path / "fit.json").is_file():
+        raise UserError("--out", out, "there is a fit already; name another place")
     if (path / "config.yaml").is_file():
         raise UserError(
             "--out", out, f"there is a run already; continue it with `mbrl resume {out}` or name another place"

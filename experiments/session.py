@@ -50,6 +50,17 @@ def build_agent(config: RunConfig, spec: EnvSpec) -> Agent:
     return agent
 
 
+def try_agent(config: RunConfig) -> None:
+    """Try the environment out and build the agent for it. Raises ``UserError`` where a run could not begin."""
+    make = make_one_env(config.env)
+    try_out(make)
+    env = make()
+    try:
+        build_agent(config, env.env_spec)
+    finally:
+        env.close()
+
+
 def build_pool(config: RunConfig) -> EnvPool:
     """The training environments; every episode's reset seed comes from (run seed, slot, episode)."""
     return EnvPool(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,6 +108,8 @@ def _film(
     start = config.evaluation.seed if seed is None else seed
     generator = seeding.generator(config.seed, "video")
     noise = torch.Generator(agent.device).manual_seed(generator.initial_seed())
+    for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):  # pygame would look for a screen and a sound card, aloud
+        os.environ.setdefault(driver, "dummy")
     with _drawing():
         env = make_one_env(config.env, render_mode="rgb_array")()
     try:

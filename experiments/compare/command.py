@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from envs.errors import UserError
 from experiments.compare.on_ray import ray_fleet
 from experiments.compare.run import compare, usable_cores
 from experiments.compare.status import Status
-from experiments.compare.suite import AgentEntry, EnvEntry, Suite, find_suite, make_suite, read_suite
+from experiments.compare.suite import AgentEntry, EnvEntry, Suite, find_suite, list_suites, make_suite, read_suite
 from experiments.names import module_of
 from experiments.tree import parse_value
 
@@ -34,7 +35,7 @@ def run_comparison(
 def failures(status: Status) -> list[str]:
     """What failed, a line a run."""
     failed = {job: error for job, (state, error) in status.states.items() if state == "failed"}
-    return [f"{job.env} {job.agent} seed {job.seed}: {error}" for job, error in failed.items()]
+    return [f"{job.env} {job.agent} seed {job.seed} ({job.folder}): {error}" for job, error in failed.items()]
 
 
 def _processes(options: argparse.Namespace, default: int) -> int:
@@ -67,20 +68,28 @@ def _from_file(options: argparse.Namespace) -> tuple[Suite, Path | None]:
     path = find_suite(options.suite)
     suite = read_suite(path)
     if options.seeds is not None:
-        seeds = parse_value("--seeds", options.seeds)
-        suite = make_suite(suite.name, suite.agents, suite.envs, seeds, suite.set, suite.budget)
+        suite = make_suite(suite.name, suite.agents, suite.envs, _seeds(options.seeds), suite.set, suite.budget)
     return suite, path.parent if path.name == "suite.yaml" and (path.parent / "status.json").is_file() else None
 
 
 def _from_flags(options: argparse.Namespace) -> Suite:
+    if options.ray is not None and (Path(options.ray).exists() or options.ray in list_suites()):
+        raise UserError("--ray", options.ray, "it was read as an address; put the suite before --ray")
     if not options.agents or not options.envs:
         raise UserError("compare", "nothing to compare", "give a suite, or --agents RECIPE ... --envs ID ...")
     agents = dict(_labelled(word) for word in options.agents)
     if len(agents) < len(options.agents):
         raise UserError("--agents", options.agents, "every agent needs a label of its own: LABEL=RECIPE")
-    seeds = parse_value("--seeds", options.seeds) if options.seeds is not None else 5
-    name = Path(options.out).name if options.out else "-".join(agents)
+    seeds = 5 if options.seeds is None else _seeds(options.seeds)
+    named = Path(options.out).name if options.out else "-".join(agents)
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", named).strip("-._+") or "comparison"
     return make_suite(name, agents, {env: EnvEntry() for env in options.envs}, seeds, {})
+
+
+def _seeds(words: Sequence[str]) -> Any:
+    """``5`` is how many, ``3 4 5`` or ``[3, 4, 5]`` are which."""
+    values = [parse_value("--seeds", word) for word in words]
+    return values[0] if len(values) == 1 else values
 
 
 def _labelled(word: str) -> tuple[str, AgentEntry]:

@@ -6,16 +6,19 @@ One failing run stops no other. A run that was interrupted goes on where it was;
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shlex
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 State = Literal["waiting", "running", "done", "failed", "interrupted"]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+TAIL = 65_536
+"""Bytes at the end of ``metrics.jsonl`` that are looked at: more than any record is long."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -106,3 +109,18 @@ def failure(job: Job, code: int, said: str) -> str:
     if code < 0:
         return f"ended by signal {-code} (`mbrl {shlex.join(job.words)}`)"
     return lines[-1].removeprefix("error: ") if lines else f"exit code {code} without a message"
+
+
+def last_record(folder: Path) -> dict[str, Any]:
+    """The last whole record of a run; empty when there is none yet."""
+    try:
+        with (folder / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return {}
+    try:
+        record: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    except ValueError:
+        return {}
+    return record

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
-from experiments.compare.fleet import Job, State
+from experiments.compare.fleet import Job, State, last_record
 from experiments.compare.status import Status
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-TAIL = 65_536
-"""Bytes at the end of ``metrics.jsonl`` that are looked at: more than any record is long."""
 
 
 class Progress:
@@ -61,21 +56,6 @@ class Progress:
         began, at = self.began[job]
         gained = share - at / max(1, job.steps)
         return (time.monotonic() - began) / gained if gained > 0.02 else 0.0
-
-
-def last_record(folder: Path) -> dict[str, Any]:
-    """The last whole record of a run; empty when there is none yet."""
-    try:
-        with (folder / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - TAIL))
-            lines = file.read().split(b"\n")[:-1]
-    except OSError:
-        return {}
-    try:
-        record: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-    except ValueError:
-        return {}
-    return record
 
 
 def last_return(jobs: Sequence[Job]) -> float | None:

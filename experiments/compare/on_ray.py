@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,18 @@ def run_here(job: Job) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+def _check_reachable(address: str) -> None:
+    """Refuse a HOST:PORT where nothing listens at once; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except (OSError, OverflowError) as error:
+        fix = f"nothing answers there ({error}); start a cluster with `ray start --head`, or give local"
+        raise UserError("--ray", address, fix) from error
+
+
 @contextmanager
 def ray_fleet(address: str) -> Iterator[tuple[Execute, int]]:
     """How to execute a job on Ray, and how many jobs its CPUs take at once.
@@ -32,6 +45,7 @@ def ray_fleet(address: str) -> Iterator[tuple[Execute, int]]:
     """
     import ray
 
+    _check_reachable(address)
     try:
         ray.init(address=None if address == "local" else address, include_dashboard=False, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, subprocess.SubprocessError) as error:

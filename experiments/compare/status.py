@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from envs.errors import UserError
-from experiments.compare.fleet import Job, State
+from experiments.compare.fleet import Job, State, last_record
 from experiments.compare.suite import EnvEntry, Suite
 from experiments.storage import disk_errors, write_atomically
+
+KEPT = ("agent", "env", "seed", "folder", "state")
+"""What is remembered of a run that the suite no longer asks for."""
 
 
 class Status:
@@ -20,10 +23,13 @@ class Status:
 
     def __init__(self, root: Path, suite: Suite, jobs: Sequence[Job]) -> None:
         self.path, self.root, self.suite = root / "status.json", root, suite
-        known = previous_states(self.path)
+        before = previous_jobs(self.path)
+        done = {folder for folder, job in before.items() if job["state"] == "done"}
         self.states: dict[Job, tuple[State, str | None]] = {
-            job: ("done" if known.get(self._place(job)) == "done" else "waiting", None) for job in jobs
+            job: ("done" if self._place(job) in done and complete(job) else "waiting", None) for job in jobs
         }
+        asked = {self._place(job) for job in jobs}
+        self.dropped = [{key: job[key] for key in KEPT} for folder, job in before.items() if folder not in asked]
 
     def _place(self, job: Job) -> str:
         return str(job.folder.relative_to(self.root))
@@ -43,6 +49,7 @@ class Status:
             | {"state": state, "error": error}
             for job, (state, error) in self.states.items()
         ]
+        settings = {key: value for key, value in self.suite.tree().items() if key in ("agents", "envs", "set")}
         tree = {
             "suite": self.suite.name,
             "budget": self.suite.budget,
@@ -50,7 +57,9 @@ class Status:
             "envs": list(self.suite.envs),
             "references": {name: _reference(env) for name, env in self.suite.envs.items() if env.low is not None},
             "datasets": {name: dict(env.datasets) for name, env in self.suite.envs.items() if env.datasets},
+            "settings": settings,
             "jobs": jobs,
+            "dropped": self.dropped,
         }
         write_atomically(self.path, json.dumps(tree, indent=1).encode() + b"\n")
 
@@ -59,13 +68,24 @@ def _reference(env: EnvEntry) -> Mapping[str, Any]:
     return {"low": env.low, "high": env.high, "source": env.source}
 
 
-def previous_states(path: Path) -> dict[str, str]:
-    """State by folder as an earlier call left it; what is damaged counts as nothing, and every run is looked at."""
+def previous_jobs(path: Path) -> dict[str, dict[str, Any]]:
+    """Jobs by folder as an earlier call left them, those it had dropped too, where the folder is there.
+
+    What is damaged counts as nothing, and every run is looked at.
+    """
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        return {job["folder"]: job["state"] for job in tree["jobs"] if (path.parent / job["folder"]).is_dir()}
-    except (OSError, ValueError, KeyError, TypeError):
+        jobs = [*tree["jobs"], *tree.get("dropped", [])]
+        found = {job["folder"]: job for job in jobs if (path.parent / job["folder"]).is_dir()}
+        return {folder: job for folder, job in found.items() if {*KEPT} <= set(job)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def complete(job: Job) -> bool:
+    """Whether the run's records end with the evaluation at its last env step."""
+    last = last_record(job.folder)
+    return last.get("event") == "evaluation" and int(last.get("env_steps", -1)) >= job.steps
 
 
 @contextmanager

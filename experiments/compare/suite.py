@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,10 +26,10 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from envs.boundary import try_out
 from envs.errors import UserError
 from experiments.compare.fleet import Job
-from experiments.config import find_recipe, make_one_env, resolve
+from experiments.config import find_recipe, resolve
+from experiments.session import try_agent
 from experiments.tree import read_yaml
 
 Budget = Literal["env_steps", "updates", "seconds"]
@@ -71,10 +72,14 @@ class Suite:
 
     def text(self) -> str:
         """As a suite file that :func:`read_suite` reads back to the same."""
+        return yaml.safe_dump(self.tree(), sort_keys=False)
+
+    def tree(self) -> dict[str, Any]:
+        """As plain values."""
         agents = {label: {"recipe": entry.recipe, "set": dict(entry.set)} for label, entry in self.agents.items()}
         envs = {name: {k: v for k, v in vars(entry).items() if v is not None} for name, entry in self.envs.items()}
         tree = {"name": self.name, "agents": agents, "envs": envs, "seeds": list(self.seeds)}
-        return yaml.safe_dump(tree | {"set": dict(self.set), "budget": self.budget}, sort_keys=False)
+        return tree | {"set": dict(self.set), "budget": self.budget}
 
 
 def find_suite(name: str) -> Path:
@@ -160,8 +165,10 @@ def _env(name: str, entry: Any) -> EnvEntry:
 
 
 def _number(place: str, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise UserError(place, value, "give a number")
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(place, value, "give a finite number")
 
 
 def _known(tree: Any, place: str, keys: Sequence[str]) -> dict[str, Any]:
@@ -188,7 +195,8 @@ def _mapping(tree: Mapping[str, Any], key: str, place: str = "", needed: bool = 
 def make_jobs(suite: Suite, root: Path, trust: Sequence[str]) -> list[Job]:
     """Every run of the suite, seed by seed; its folder's name ends in the digest of its configuration.
 
-    Every configuration is resolved first, so that nothing runs when one of them is wrong. A run whose configuration
+    Every configuration is resolved, its environment tried and its agent built first, so that nothing runs when one of
+    them is wrong. A run whose configuration
     is changed is another run, in another folder.
     """
     runs = {(label, env): _resolved(suite, label, env, trust) for env in suite.envs for label in suite.agents}
@@ -217,7 +225,7 @@ def _resolved(suite: Suite, label: str, env: str, trust: Sequence[str]) -> tuple
         fair = {"evaluation.every": -(-steps // EVALUATIONS), "evaluation.episodes": 10, "evaluation.num_envs": 10}
         pairs = [*(fair | given).items()]
         resolved = resolve(recipe, pairs, env, trust)
-        try_out(make_one_env(resolved.config.env))
+        try_agent(resolved.config)
     except UserError as error:
         raise error.within(f"{label} on {env}") from error
     words = [recipe, "--env", env, *(f"--{key}={json.dumps(value)}" for key, value in pairs)]

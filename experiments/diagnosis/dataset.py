@@ -61,7 +61,7 @@ def read_dataset(path: Path, most: int | None = None) -> Dataset:
         found = _of_run(RunDirectory.open(path), most)
     else:
         fix = "give a run directory, or a folder written by ReplayBuffer.save"
-        raise UserError("--data", str(path), fix, _neighbours(path))
+        raise UserError("--data", str(path), fix, [near for near in _neighbours(path) if near != str(path)])
     _check(found)
     return found
 
@@ -82,7 +82,9 @@ def _of_run(run: RunDirectory, most: int | None) -> Dataset:
     total = int(counts[name]["total_added"]) if counts else 0
     total = total if most is None else min(total, most)
     if not total:
-        raise UserError("--data", str(run.path), "this run has stored no transitions; train it longer")
+        raise UserError(
+            "--data", str(run.path), "it has stored no transitions: its agent keeps none, or has just begun"
+        )
     env = read_yaml(run.config).get("env")
     return Dataset(run.path, _read_segments(run.checkpoints / "buffers" / name, total), env)
 

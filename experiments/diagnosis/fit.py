@@ -68,9 +68,15 @@ def run_fit(
     report = fitter.fit(model, train.all().to(agent.device), luck)
     scores = {name: _scores(model, rows, seed) for name, rows in (("train", train), ("heldout", held))}
     record = _record(found, split, heldout, seed) | {"fit": report} | scores
-    text = _summary(path, model, train, held, record)
+    text = "\n".join([*stranger(found, model), _summary(path, model, train, held, record)])
     _write(path, resolved, model, record | {"summary": text}, text)
     return path
+
+
+def stranger(data: Dataset, model: DynamicsModel) -> list[str]:
+    """A sentence when the data comes from another environment than the model; shapes alone do not show it."""
+    env = (data.env or {}).get("id")
+    return [f"The data comes from {env}, the model is of {model.spec.id}."] if env not in (None, model.spec.id) else []
 
 
 def _resolve(recipe: str, data: Dataset, overrides: Sequence[tuple[str, Any]], trust: Sequence[str]) -> Resolved:

@@ -16,7 +16,7 @@ from envs.errors import UserError
 from experiments.checkpoint import CheckpointStore
 from experiments.diagnosis.building import model_of, rebuild
 from experiments.diagnosis.dataset import Dataset, need_fit, of_episodes, read_dataset, subset
-from experiments.diagnosis.fit import RECORD, load_weights, read_record
+from experiments.diagnosis.fit import RECORD, load_weights, read_record, stranger
 from experiments.metrics import read_records
 from experiments.run import RunDirectory
 from experiments.session import foreign_state
@@ -77,7 +77,8 @@ def _of_fit(path: Path, data: Path | None, trust: Sequence[str]) -> Subject:
         return _on_other(title, model, train.all(), read_dataset(data), fits=1)
     held = of_episodes(own.buffer, record["split"]["heldout"])
     about = f"{len(held):,} transitions of {len(record['split']['heldout'])} episodes that were held out of the fit"
-    return Subject(title, model, train.all(), held, held, True, True, [f"Judged on {about}: {own.path}."], fits=1)
+    provenance = [f"Judged on {about}: {own.path}.", *stranger(own, model)]
+    return Subject(title, model, train.all(), held, held, True, True, provenance, fits=1)
 
 
 def _data_of_fit(path: Path, record: dict[str, Any]) -> Dataset:
@@ -101,9 +102,7 @@ def _on_other(title: str, model: DynamicsModel, reference: Transitions, other: D
     about = [f"Judged on {int((~seen).sum()):,} transitions of {other.path}, none of which the model was fitted on."]
     if bool(seen.any()):
         about.append(f"{int(seen.sum()):,} more are left out, because it was fitted on the same ones.")
-    env = (other.env or {}).get("id")
-    if env is not None and env != model.spec.id:
-        about.append(f"They come from {env}, the model from {model.spec.id}.")
+    about += stranger(other, model)
     new = subset(rows, ~seen)
     return Subject(title, model, reference, new, new, True, True, about, fits)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -26,8 +26,8 @@ class Finding:
 
 
 def verdict(found: Evidence) -> list[Finding]:
-    """The findings in the order of their weight."""
-    return [
+    """The findings in the order of their weight; those that rest on rows it was trained on say so in the answer."""
+    findings = [
         _against("predicting no change", found, found.errors.persistence, "Is it better than predicting no change?"),
         _against("a linear model", found, found.errors.linear, "Is it better than a linear model?"),
         _useful(found),
@@ -35,6 +35,9 @@ def verdict(found: Evidence) -> list[Finding]:
         _ranks(found),
         _notices(found),
     ]
+    if found.subject.unseen:
+        return findings
+    return [replace(finding, answer=f"{finding.answer}, on rows it was trained on") for finding in findings]
 
 
 def _against(other: str, found: Evidence, theirs: Tensor, question: str) -> Finding:

@@ -77,6 +77,36 @@ def test_what_is_done_is_skipped_and_what_failed_is_tried_again(tmp_path: Path) 
     assert len(changed.ran) == 6
 
 
+def test_a_run_whose_records_were_cut_is_run_again(tmp_path: Path) -> None:
+    suite = tiny(seeds=2)
+    first = compare(suite, tmp_path / "c", 2, execute=Pretended(), stream=io.StringIO())
+    cut, gone, whole, _ = (job.folder / "metrics.jsonl" for job in first.states)
+    cut.write_text(json.dumps({"event": "evaluation", "env_steps": 20, "return_mean": 7.0}) + "\n")
+    gone.unlink()
+    again = Status(tmp_path / "c", suite, [*first.states])
+    assert {job.folder for job in again.missing} == {cut.parent, gone.parent}
+    assert again.states[[*first.states][2]][0] == "done", whole
+
+
+def test_runs_that_a_suite_no_longer_asks_for_are_remembered(tmp_path: Path) -> None:
+    compare(tiny(seeds=3), tmp_path / "c", 2, execute=Pretended(), stream=io.StringIO())
+    for _ in range(2):  # once dropped they stay so
+        compare(tiny(seeds=1), tmp_path / "c", 2, execute=Pretended(), stream=io.StringIO())
+        dropped = json.loads((tmp_path / "c" / "status.json").read_text())["dropped"]
+        assert sorted((job["agent"], job["seed"]) for job in dropped) == [
+            (agent, seed) for agent in ("again", "random") for seed in (1, 2)
+        ]
+    compare(tiny(seeds=3), tmp_path / "c", 2, execute=Pretended(), stream=io.StringIO())
+    assert json.loads((tmp_path / "c" / "status.json").read_text())["dropped"] == []
+
+
+def test_what_the_suite_set_is_in_the_status(tmp_path: Path) -> None:
+    compare(tiny(seeds=1), tmp_path / "c", 2, execute=Pretended(), stream=io.StringIO())
+    settings = json.loads((tmp_path / "c" / "status.json").read_text())["settings"]
+    assert settings["set"]["env.max_episode_steps"] == 20
+    assert settings["envs"]["CartPole-v1"]["steps"] == 60
+
+
 def test_no_more_processes_than_asked(tmp_path: Path) -> None:
     fleet = Pretended()
     compare(tiny(seeds=4), tmp_path / "c", 3, execute=fleet, stream=io.StringIO())
@@ -199,6 +229,10 @@ def running(run: Path) -> bool:
         ("compare --agents random random --envs CartPole-v1", "a label of its own"),
         ("compare nosuch", "SUITE"),
         ("compare first --envs CartPole-v1", "not both"),
+        ("compare --agents sb3-td3 random --envs CartPole-v1", "sb3-td3 on CartPole-v1: agent.init_args.algorithm"),
+        ("compare --agents random --envs CartPole-v1 --ray 127.0.0.1:1", "--ray: '127.0.0.1:1': nothing answers"),
+        ("compare --ray first", "put the suite before --ray"),
+        ("compare --agents random --envs CartPole-v1 --seeds 3 x", "seeds"),
         ("compare --agents random --envs CartPole-v1 --processes 0", "--processes"),
         ("compare --agents random --envs CartPole-v1 --seeds zwei", "seeds"),
         ("compare --agents random --envs CartPole-v1 --steps=-1", "steps"),

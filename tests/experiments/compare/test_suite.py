@@ -52,6 +52,8 @@ def test_shipped_suites_make_jobs(name: str, tmp_path: Path) -> None:
         (("seeds: [3, 5]", "seeds: [3, 3]"), "seeds"),
         (("seeds: [3, 5]", "seeds: true"), "seeds"),
         (("steps: 300,", "stepz: 300,"), "envs.CartPole-v1.stepz"),
+        (("low: 20", "low: .nan"), "envs.CartPole-v1.low"),
+        (("medium: 200.5", "medium: .inf"), "envs.CartPole-v1.datasets.medium"),
         (("low: 20, ", ""), "envs.CartPole-v1.low, high"),
         (("low: 20", "low: 500"), "envs.CartPole-v1.high"),
         (("medium: 200.5", "medium: much"), "envs.CartPole-v1.datasets.medium"),
