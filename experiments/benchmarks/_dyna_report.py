@@ -19,7 +19,6 @@ COLOURS = {
     "sb3-tqc": "#0d9488",
     "sb3-crossq": "#be185d",
     "mbpo-fast-0.99": "#93c5fd",
-    "mbpo-mpc-0.99": "#c4b5fd",
     "sac-utd10-0.99": "#fde68a",
     "sb3-sac-0.997": "#111827",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,5 +118,18 @@ def _check_returns(field_name: str, returns: Any) -> None:
 
 
 def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
-    finite = not isinstance(value, float) or math.isfinite(value)
-    return isinstance(value, kind) and not isinstance(value, bool) and finite
+    return isinstance(value, kind) and not isinstance(value, bool) and _finite(value)
+
+
+def _finite(value: Any) -> bool:
+    """Not infinite, no NaN, and no whole number that is too large for a float."""
+    try:
+        return not isinstance(value, int | float) or math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def checkpointed(folder: Path) -> int:
+    """Env steps of a run's newest checkpoint, as its name tells; -1 where there is none."""
+    names = (re.match(r"step-(\d+)-", path.name) for path in (folder / "checkpoints").glob("step-*.pt"))
+    return max((int(name[1]) for name in names if name), default=-1)

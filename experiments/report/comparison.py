@@ -12,13 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
 from envs.errors import UserError
-from experiments.report._run_files import DAMAGED, RunFiles, read_json, read_run
+from experiments.report._run_files import RunFiles, checkpointed, read_run
 from experiments.report._settings import differing, same_agent
+from experiments.report._status import Dropped, Job, SuiteSettings, read_status
 from experiments.report.statistics import FloatArray
 
 State = Literal["done", "unfinished", "failed", "missing"]
@@ -95,6 +96,8 @@ class Reference:
     low: float
     high: float
     source: str
+    own: bool = False
+    """They are means of the compared runs themselves, the higher one of the best agent"""
 
     def normalized(self, value: float) -> float:
         return (value - self.low) / (self.high - self.low)
@@ -113,6 +116,10 @@ class Comparison:
     references: Mapping[str, Reference] = field(default_factory=dict)
     datasets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """By environment, the mean returns of named datasets"""
+    dropped: Sequence[Dropped] = ()
+    """Runs on disk that the suite does not ask for any more"""
+    settings: SuiteSettings | None = None
+    """What the suite sets, where there is one that says"""
 
     def of(self, agent: str, env: str) -> list[Run]:
         """The runs of one agent on one environment, by seed."""
@@ -168,67 +175,53 @@ def _from_random(comparison: Comparison, env: str) -> Reference | None:
         f"0 is the mean last return of `{RANDOM}` (seeds: {len(lasts[RANDOM])}), 1 the highest mean last return of an "
         f"agent in this comparison (`{best}`, seeds: {len(lasts[best])})"
     )
-    return Reference(means[RANDOM], means[best], source)
+    return Reference(means[RANDOM], means[best], source, own=True)
 
 
 # ---- the folder of `mbrl compare`
 
 
 def _from_status(root: Path) -> Comparison:
-    path = root / "status.json"
-    status = read_json(path)
-    axis = _get(path, status, "budget", str)
-    if axis not in get_args(Axis):
-        raise UserError(f"{path}: budget", axis, DAMAGED, get_args(Axis))
-    runs = [_of_job(root, job) for job in _get(path, status, "jobs", list)]
-    references = _get(path, status, "references", dict)
+    status = read_status(root / "status.json", get_args(Axis), JOB_STATES)
+    runs = [_of_job(root, job) for job in status.jobs]
     return Comparison(
-        title=_get(path, status, "suite", str),
+        title=status.suite,
         root=root,
         runs=runs,
-        agents=list(dict.fromkeys([*_get(path, status, "agents", list), *(run.agent for run in runs)])),
-        envs=list(dict.fromkeys([*_get(path, status, "envs", list), *(run.env for run in runs)])),
-        axis=axis,
-        references={env: _reference(path, given) for env, given in references.items()},
-        datasets=_get(path, status, "datasets", dict),
+        agents=list(dict.fromkeys([*status.agents, *(run.agent for run in runs)])),
+        envs=list(dict.fromkeys([*status.envs, *(run.env for run in runs)])),
+        axis=cast(Axis, status.budget),
+        references={env: Reference(*given) for env, given in status.references.items()},
+        datasets=status.datasets,
+        dropped=status.dropped,
+        settings=status.settings,
     )
 
 
-def _reference(path: Path, given: Any) -> Reference:
-    low, high = (float(_get(path, given, name, (int, float))) for name in ("low", "high"))
-    if low == high:
-        raise UserError(f"{path}: references", low, "the returns that count as 0 and as 1 must differ")
-    return Reference(low, high, given.get("source") or "given in the suite, which names no source")
-
-
-def _of_job(root: Path, job: Any) -> Run:
-    path = root / "status.json"
-    agent, env, seed = _get(path, job, "agent", str), _get(path, job, "env", str), _get(path, job, "seed", int)
-    told = JOB_STATES.get(_get(path, job, "state", str))
-    if told is None:
-        raise UserError(f"{path}: state", job["state"], DAMAGED, JOB_STATES)
-    folder = root / (job.get("folder") or "")
-    if not job.get("folder") or not (folder / "metrics.jsonl").is_file():
-        error = job.get("error") or ("its records are gone" if told == "done" else None)
-        return Run(agent, env, seed, folder, "failed" if told == "failed" else "missing", error)
-    run = _make_run(folder, read_run(folder), (agent, env, seed))
-    return replace(run, **_verdict(run, told, job.get("error")))
+def _of_job(root: Path, job: Job) -> Run:
+    told, identity = JOB_STATES[job.state], (job.agent, job.env, job.seed)
+    folder = root / (job.folder or "")
+    if not job.folder or not (folder / "metrics.jsonl").is_file():
+        error = job.error or ("its records are gone" if told == "done" else None)
+        return Run(*identity, folder, "failed" if told == "failed" else "missing", error)
+    run = _make_run(folder, read_run(folder), identity)
+    return replace(run, **_verdict(run, told, job.error))
 
 
 def _verdict(run: Run, told: State, error: str | None) -> dict[str, Any]:
     """State and error of a run with records, of which ``status.json`` told something."""
     if told == "failed" or run.state == "failed":
         return {"state": "failed", "error": error or run.error}
-    if told == "done" and not run.evaluations:
-        return {"state": "failed", "error": "there is no evaluation in its records"}
-    return {"state": "done" if told == "done" else "unfinished"}
+    if told == "done" and run.state != "done":
+        return {"state": "failed", "error": _end(run)}
+    return {"state": "done" if told == "done" else "unfinished", "error": None}
 
 
-def _get(path: Path, tree: Any, name: str, kind: type | tuple[type, ...]) -> Any:
-    value = tree.get(name) if isinstance(tree, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise UserError(f"{path}: {name}", value, "`mbrl compare` did not write this; run it again on this folder")
-    return value
+def _end(run: Run) -> str:
+    """Where the records of a run that is not done stop."""
+    if not run.evaluations:
+        return "there is no evaluation in its records"
+    return f"its records end at step {_reached(run.evaluations):,} of {run.config['steps']:,}"
 
 
 # ---- any folder with runs in it
@@ -253,7 +246,11 @@ def _of_folder(folder: Path) -> Run:
     env, seed = files.known("env.id"), files.known("seed")
     place = _place(folder, env)
     label, above, number = place or (files.recipe or _class_name(files), UNKNOWN, UNKNOWN_SEED)
-    return _make_run(folder, files, (label, env or above, number if seed is None else seed))
+    run = _make_run(folder, files, (label, env or above, number if seed is None else seed))
+    if run.state != "unfinished":
+        return run
+    cut = checkpointed(folder) >= run.config["steps"]  # it was at its end, so records of it are lost
+    return replace(run, state="failed" if cut else "unfinished", error=_end(run))
 
 
 def _class_name(files: RunFiles) -> str:
@@ -312,8 +309,12 @@ def _state(files: RunFiles, evaluations: Sequence[Evaluation]) -> State:
     """Done is who was evaluated at or after the last step; an offline agent's steps are its updates."""
     if files.error is not None:
         return "failed"
-    reached = max((e.env_steps or e.updates for e in evaluations[-1:]), default=-1)
-    return "done" if reached >= files.known("steps") else "unfinished"
+    return "done" if _reached(evaluations) >= files.known("steps") else "unfinished"
+
+
+def _reached(evaluations: Sequence[Evaluation]) -> int:
+    """The step of the last evaluation, -1 without one."""
+    return max((e.env_steps or e.updates for e in evaluations[-1:]), default=-1)
 
 
 # ---- tables

@@ -231,7 +231,7 @@ def align(curves: Sequence[tuple[FloatArray, FloatArray]], points: int = 100) ->
 def caution(runs: int) -> str:
     """What ``runs`` runs a task prove, in plain words for a report."""
     if runs < 2:
-        return "One run a task proves nothing: another seed may turn any order round. No interval is shown."
+        return "One run a task shows nothing of luck: another seed may turn any order round. No interval is shown."
     luck = (
         f"Of two agents that are equally good, all {runs} runs of one beat all {runs} runs of the other on a task by "
         f"luck alone once in {comb(2 * runs, runs) // 2:,} times."
@@ -241,7 +241,7 @@ def caution(runs: int) -> str:
     known = max(known for known in COVERAGE if known <= runs)
     short = (
         f"Simulated with {known} runs on each of six tasks, intervals that are called 95 % held the truth in "
-        f"{100 * COVERAGE[known]:g} of 100 cases: they are too short, so a gap that barely shows may be chance."
+        f"{100 * COVERAGE[known]:g} of 100 cases: they are too short, so they describe these runs and decide nothing."
     )
     return f"{short} {luck}" + ("" if runs >= max(COVERAGE) else " Ten runs a task make narrower intervals.")
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
 
 from experiments.report.comparison import Comparison
+from experiments.report.permutation import LEVEL, Significance, holm, permutation_test
 from experiments.report.sections._shared import finished, finished_agents, last_returns
 from experiments.report.statistics import FEWEST_RUNS, Estimate, probability_of_improvement
 
 Verdict = Literal["first", "second", "no difference", "too few runs"]
 EVEN = 0.5
+_TOLERANCE = 1e-12
 
 
 @dataclass(frozen=True)
 class Pair:
     """Two agents on ``envs`` out of the ``shared`` ones that both finished runs on.
 
-    The estimate is of the first one beating the second.
+    The estimate is of the first one beating the second. ``corrected`` is the test's p as one of ``judged`` pairs, and
+    ``smallest`` what it would be, had every run of one agent ended above every run of the other.
     """
 
     first: str
@@ -27,14 +30,19 @@ class Pair:
     envs: tuple[str, ...]
     shared: int
     estimate: Estimate
+    test: Significance
+    corrected: float = 1.0
+    smallest: float = 1.0
+    judged: int = 1
 
     @property
     def verdict(self) -> Verdict:
-        """Who is better, if the interval leaves out 0.5; seeds too few for an interval never say."""
-        low, high = self.estimate.low, self.estimate.high
-        if low is None or high is None:
+        """Who is better, by the corrected p; the interval has no say."""
+        if not below(self.smallest):
             return "too few runs"
-        return "first" if low > EVEN else "second" if high < EVEN else "no difference"
+        if not below(self.corrected):
+            return "no difference"
+        return "first" if self.estimate.value > EVEN else "second"
 
     @property
     def winner(self) -> str | None:
@@ -48,6 +56,15 @@ class Pair:
             return f"{self.winner} is better"
         return "no significant difference" if self.verdict == "no difference" else "too few runs to tell"
 
+    def chance(self, agent: str) -> float:
+        """How likely a run of one of the two agents beats a run of the other."""
+        return self.estimate.value if agent == self.first else 1 - self.estimate.value
+
+
+def below(p: float) -> bool:
+    """Whether a p is at most the level."""
+    return p <= LEVEL + _TOLERANCE
+
 
 def pairs(comparison: Comparison) -> list[Pair]:
     """All pairs of agents with finished runs on the same environment, in the comparison's order.
@@ -60,7 +77,7 @@ def pairs(comparison: Comparison) -> list[Pair]:
         if envs:
             enough = tuple(env for env in envs if min(_runs(comparison, (first, second), env)) >= FEWEST_RUNS)
             found.append(_pair(comparison, first, second, enough or envs, len(envs)))
-    return found
+    return _corrected(found)
 
 
 def _runs(comparison: Comparison, agents: Sequence[str], env: str) -> list[int]:
@@ -69,7 +86,19 @@ def _runs(comparison: Comparison, agents: Sequence[str], env: str) -> list[int]:
 
 def _pair(comparison: Comparison, first: str, second: str, envs: tuple[str, ...], shared: int) -> Pair:
     ours, theirs = last_returns(comparison, first, envs), last_returns(comparison, second, envs)
-    return Pair(first, second, envs, shared, probability_of_improvement(ours, theirs))
+    estimate, test = probability_of_improvement(ours, theirs), permutation_test(ours, theirs)
+    return Pair(first, second, envs, shared, estimate, test)
+
+
+def _corrected(every: Sequence[Pair]) -> list[Pair]:
+    """The pairs with p corrected for their number; those that no outcome could decide are no chance to err."""
+    judged = [at for at, pair in enumerate(every) if below(pair.test.smallest)]
+    ps = [every[at].test.p for at in judged]
+    corrected, found = holm(ps), [replace(pair, corrected=1.0, smallest=pair.test.smallest) for pair in every]
+    for place, at in enumerate(judged):
+        least = holm([*ps[:place], every[at].test.smallest, *ps[place + 1 :]])[place]
+        found[at] = replace(every[at], corrected=corrected[place], smallest=least, judged=len(judged))
+    return found
 
 
 def of(agent: str, every: Sequence[Pair]) -> list[Pair]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from experiments.report._status import Dropped
 from experiments.report.comparison import Comparison, Run
 from experiments.report.statistics import Scores
 
@@ -74,6 +75,23 @@ def number(value: float, digits: int = 2) -> str:
     return f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def where(run: Run) -> str:
+def p_value(p: float) -> str:
+    """A p inside a sentence, two significant digits of it."""
+    return f"{p:.2g}" if p >= 1e-4 else "below 0.0001"
+
+
+def where(run: Run | Dropped) -> str:
     """The run in words."""
     return f"{run.agent} on {run.env}, seed {run.seed if run.seed >= 0 else 'unknown'}"
+
+
+def own_scale(comparison: Comparison, envs: Iterable[str]) -> str | None:
+    """What to know of intervals where returns are measured against the compared runs; None where they are not."""
+    own = [env for env in envs if env in comparison.references and comparison.references[env].own]
+    if not own:
+        return None
+    return (
+        f"On {listing(own)} the return that counts as 1 is the mean of the best agent of this very comparison, so that"
+        " agent's mean is 1 by construction. The intervals take it as given: they ignore that it was chosen from the"
+        " same runs, and that with other seeds it would be another return, perhaps of another agent."
+    )

@@ -8,7 +8,7 @@ from experiments.pages.parts import Figure, Notice, Part, Section, Table, Text
 from experiments.report import figures
 from experiments.report.comparison import Comparison
 from experiments.report.figures import Row
-from experiments.report.sections._shared import finished_agents, last_returns, listing, number, seeds
+from experiments.report.sections._shared import finished_agents, last_returns, listing, number, own_scale, seeds
 from experiments.report.statistics import AGGREGATES, Estimate, caution, estimate
 
 WHAT = {
@@ -42,6 +42,7 @@ def aggregates(comparison: Comparison) -> Section | None:
     if agents:
         found = _estimates(comparison, envs, agents)
         parts += [*_figures(comparison, found), _table(found)]
+        parts += [Notice(own)] if (own := own_scale(comparison, envs)) else []
         parts.append(Text(caution(min(len(scores) for a in agents for scores in last_returns(comparison, a, envs)))))
     return Section("aggregates", "Over all environments", lead, [*parts, _references(comparison, envs)])
 

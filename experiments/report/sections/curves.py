@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.pages.parts import Choice, Figure, Part, Section
+from experiments.pages.parts import Choice, Figure, Part, Section, Table
 from experiments.report import figures
 from experiments.report.comparison import Axis, Comparison, Evaluation, Run
 from experiments.report.figures import Style
@@ -22,8 +22,16 @@ def curves(comparison: Comparison) -> Section | None:
     if not any(run.evaluations for run in comparison.runs):
         return None
     options = {AXES[axis]: _figures(comparison, axis) for axis in _axes(comparison)}
-    parts = [Choice("x-axis", "Over", options)] if len(options) > 1 else [*next(iter(options.values()))]
+    parts: list[Part] = [Choice("x-axis", "Over", options)] if len(options) > 1 else [*next(iter(options.values()))]
+    parts += [_datasets(comparison)] if any(comparison.datasets.values()) else []
     return Section("curves", "Learning curves", _lead(seeds(comparison) or [0]), parts)
+
+
+def _datasets(comparison: Comparison) -> Table:
+    """The returns of datasets, which the figures show as dotted lines."""
+    rows = [(env, name, value) for env, given in comparison.datasets.items() for name, value in given.items()]
+    caption = "Returns of datasets, as the suite gives them; nothing here was measured or learned from"
+    return Table("datasets", ["environment", "dataset", "return"], rows, caption)
 
 
 def _lead(counts: Sequence[int]) -> str:
@@ -57,7 +65,7 @@ def _figure(comparison: Comparison, env: str, axis: Axis) -> Figure:
         short += _draw(axes, agent, looks[agent], own, axis, agent in still)
     axes.set_xlim(left=0)
     figures.legend(figure, looks, agents)
-    caption = _caption(env, axis, short, still)
+    caption = _caption(env, axis, short, still, comparison.datasets.get(env, {}))
     return Figure(f"curves-{slug(env)}-{axis}", figure, caption, _alt(env, runs))
 
 
@@ -110,8 +118,11 @@ def _points(evaluations: Sequence[Evaluation], axis: Axis) -> tuple[list[float],
     return [float(getattr(point, axis)) for point in evaluations], [point.mean for point in evaluations]
 
 
-def _caption(env: str, axis: Axis, short: Sequence[Run], still: Sequence[str]) -> str:
+def _caption(env: str, axis: Axis, short: Sequence[Run], still: Sequence[str], datasets: Mapping[str, float]) -> str:
     text = f"Return on {env} over {AXES[axis]}."
+    if datasets:
+        given = listing(f"{name} at {number(value)}" for name, value in datasets.items())
+        text += f" Dotted across, as given in the suite: the return of dataset{'s' * (len(datasets) > 1)} {given}."
     if still:
         text += f" Dashed across: the last evaluation of {listing(still)}, which took no {AXES[axis]}."
     if short:

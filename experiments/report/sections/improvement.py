@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from experiments.pages.parts import Figure, Section, Table
+from experiments.pages.parts import Figure, Part, Section, Table, Text
 from experiments.report import figures
 from experiments.report.comparison import Comparison
 from experiments.report.figures import Row
+from experiments.report.permutation import LEVEL
 from experiments.report.sections._pairs import EVEN, Pair, pairs
 from experiments.report.sections._shared import number, plural
+
+CORRECTED = "p, corrected for all pairs"
 
 
 def improvement(comparison: Comparison) -> Section | None:
@@ -18,10 +21,25 @@ def improvement(comparison: Comparison) -> Section | None:
     lead = (
         "How likely a run of the first agent ends with a higher return than a run of the second, on an environment"
         " drawn at random from those that both ran on with three seeds or more (from all, if there are none). 0.5 is a"
-        " coin toss: an interval (95 %, bootstrap over seeds) that holds it shows no significant difference. Each pair"
-        " is judged by itself; with twenty pairs of equal agents, one is expected to look different."
+        " coin toss. The intervals (95 %, bootstrap over seeds) describe these runs; they are too short where seeds"
+        " are few, so they decide nothing."
     )
-    return Section("improvement", "Probability of improvement", lead, [_figure(comparison, every), _table(every)])
+    parts: list[Part] = [_figure(comparison, every), _table(every), Text(_how(max(pair.judged for pair in every)))]
+    return Section("improvement", "Probability of improvement", lead, parts)
+
+
+def _how(judged: int) -> str:
+    """How verdicts come about, and how often they are wrong."""
+    family = f", corrected for the {judged} pairs judged here (Holm's method)," if judged > 1 else ""
+    return (
+        "Verdicts go by p of a permutation test: if two agents were equal, the runs of each environment could be dealt"
+        " to them in any way, and p is the share of deals whose probability lies at least as far from 0.5 as the one"
+        f" seen. One is called better where p{family} is at most {LEVEL:g}; among equal agents, no more than one such"
+        " report in twenty would call any of them better. No significant difference does not mean equal. Too few runs"
+        " to tell: even with every run of one above every run of the other, p would not come down to the level. The"
+        " test asks whether the agents' returns could have been swapped, so agents that differ in spread alone trip"
+        " it more often: in about 8 of 100 simulated comparisons where one spreads ten times as wide."
+    )
 
 
 def _figure(comparison: Comparison, every: list[Pair]) -> Figure:
@@ -44,9 +62,16 @@ def _envs(pair: Pair) -> str:
 
 
 def _table(every: list[Pair]) -> Table:
-    columns = ["first", "second", "environments", "P(first > second)", "from", "to", "verdict"]
+    columns = ["first", "second", "environments", "P(first > second)", "from", "to", "p", CORRECTED, "verdict"]
     rows = []
     for pair in every:
-        value = pair.estimate
-        rows.append((pair.first, pair.second, _envs(pair), value.value, value.low, value.high, pair.words))
-    return Table("improvement-pairs", columns, rows, "Probability of improvement with 95 % intervals", digits=3)
+        value, corrected = pair.estimate, None if pair.verdict == "too few runs" else _rounded(pair.corrected)
+        numbers = (value.value, value.low, value.high, _rounded(pair.test.p), corrected)
+        rows.append((pair.first, pair.second, _envs(pair), *numbers, pair.words))
+    caption = "Probability of improvement with its 95 % interval, and the permutation test that decides"
+    return Table("improvement-pairs", columns, rows, caption, digits=3)
+
+
+def _rounded(p: float) -> float:
+    """Without the last digits, which are no p's but the machine's."""
+    return float(f"{p:.6g}")

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.pages.parts import Figure, Section
 from experiments.report import figures
 from experiments.report.comparison import Comparison
-from experiments.report.sections._shared import last_returns, listing, number
+from experiments.report.sections._shared import last_returns, listing, number, own_scale
 from experiments.report.sections.aggregates import covering
 from experiments.report.statistics import FloatArray, performance_profile
 
@@ -42,6 +42,7 @@ def _figure(comparison: Comparison, envs: Sequence[str], agents: Sequence[str]) 
     figures.legend(figure, looks, agents)
     middle = "; ".join(f"{agent} {number(float(np.mean(np.concatenate(scores[agent]) > 0.5)))}" for agent in agents)
     caption = f"On {listing(envs)}. Bands are pointwise 95 % bootstrap intervals, where there are enough seeds."
+    caption = " ".join(filter(None, [caption, own_scale(comparison, envs)]))
     return Figure("profiles", figure, caption, f"Performance profiles. Share of runs above 0.5: {middle}.")
 
 

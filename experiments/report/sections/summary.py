@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isclose
 
 from experiments.pages.parts import Notice, Part, Section, Table, Text
 from experiments.report.comparison import Comparison, Run
+from experiments.report.permutation import LEVEL, fewest_seeds
 from experiments.report.sections._pairs import Pair, of, pairs
-from experiments.report.sections._shared import last_returns, listing, number, plural, seeds, where
+from experiments.report.sections._shared import last_returns, listing, number, own_scale, p_value, plural, seeds, where
 from experiments.report.sections.aggregates import covering, interval
 from experiments.report.statistics import caution, estimate
 
 CLEAR = 0.75
-"""Lower end of a probability of improvement from which a winner is a clear one, halfway from a coin toss to always."""
+"""Estimated probability of improvement from which a winner is a clear one, halfway from a coin toss to always."""
 NAMED = 12
 """Runs that a notice lists one by one; the rest is in the section on failures."""
 
@@ -22,8 +24,8 @@ def summary(comparison: Comparison) -> Section | None:
     every, counts = pairs(comparison), seeds(comparison)
     parts: list[Part] = [*(Text(text) for text in verdict(comparison.agents, every))]
     if counts and len(comparison.agents) > 1:
-        parts.append(Notice(_certainty(counts)))
-    parts += [*_bad(comparison), _table(comparison, every)]
+        parts.append(Notice(f"{_certainty(counts)} {_needed(every)}".strip()))
+    parts += [*_bad(comparison), *_dropped(comparison), _table(comparison, every)]
     return Section("summary", "Summary", _lead(comparison), parts)
 
 
@@ -45,6 +47,17 @@ def _certainty(counts: Sequence[int]) -> str:
     )
 
 
+def _needed(every: Sequence[Pair]) -> str:
+    """From how many seeds the test can tell anything, for so many pairs."""
+    if not every:
+        return ""
+    judged = "two agents" if len(every) == 1 else f"one of {len(every)} pairs of agents"
+    tasks = sorted({1, *(len(pair.envs) for pair in every)})
+    fewest = [f"{plural(fewest_seeds(len(every), n), 'seed')} each on {plural(n, 'environment')}" for n in tasks]
+    more = " More pairs need more seeds." if len(every) > 1 else ""
+    return f"To tell {judged} apart at all, the test behind the verdicts needs at least {listing(fewest)}.{more}"
+
+
 def verdict(agents: Sequence[str], every: Sequence[Pair]) -> list[str]:
     """Sentences that say who is better than whom."""
     if len(agents) < 2:
@@ -52,16 +65,24 @@ def verdict(agents: Sequence[str], every: Sequence[Pair]) -> list[str]:
     if not every:
         return ["No two agents have finished runs on the same environment, so none can be compared."]
     if all(pair.verdict == "too few runs" for pair in every):
-        return ["There are too few seeds to say which agent is better; the numbers below only describe these runs."]
+        return [_too_few(min(every, key=lambda pair: pair.smallest))]
     return [_headline(agents, every), *_sentences(every)]
+
+
+def _too_few(best: Pair) -> str:
+    family = f", corrected for {best.judged} pairs" if best.judged > 1 else ""
+    return (
+        "There are too few seeds to say which agent is better: even with every run of one above every run of the"
+        f" other, p would be {p_value(best.smallest)}{family}, and {LEVEL:g} is asked for. The numbers below only"
+        " describe these runs."
+    )
 
 
 def _headline(agents: Sequence[str], every: Sequence[Pair]) -> str:
     for agent in agents:
         own = of(agent, every)
         if len(own) == len(agents) - 1 and all(pair.winner == agent for pair in own):
-            sure = "clear winner" if all(_floor(pair, agent) >= CLEAR for pair in own) else "winner, by a narrow margin"
-            return f"{agent} is the {sure}: its returns are higher than those of {_others(agents, agent)}."
+            return _won(agent, _rest(agents, agent), all(pair.chance(agent) >= CLEAR for pair in own))
     if not any(pair.winner for pair in every):
         return f"There is no significant difference between {listing(agents)}."
     unbeaten = [a for a in agents if all(pair.winner in (a, None) for pair in of(a, every)) and of(a, every)]
@@ -70,15 +91,22 @@ def _headline(agents: Sequence[str], every: Sequence[Pair]) -> str:
     return "There is no single winner."
 
 
-def _floor(pair: Pair, winner: str) -> float:
-    """The lower end of the interval of the winner's probability of improvement."""
-    low, high = pair.estimate.low or 0.0, 1.0 if pair.estimate.high is None else pair.estimate.high
-    return low if winner == pair.first else 1 - high
+def _won(winner: str, others: Sequence[str], clear: bool) -> str:
+    one = len(others) == 1
+    beaten = others[0] if one else f"all others ({listing(others)})"
+    if clear:
+        sure, share = "clear winner", f"a run of {others[0] if one else 'any of them'} in at least 3 of 4 cases"
+    else:
+        rival = others[0] if one else "at least one of them"
+        sure, share = "winner, by a narrow margin", f"a run of {rival} in fewer than 3 of 4 cases"
+    return (
+        f"{winner} is the {sure}: luck alone hardly explains its lead over {beaten}, and a run of it is estimated to"
+        f" end above {share}."
+    )
 
 
-def _others(agents: Sequence[str], winner: str) -> str:
-    others = [agent for agent in agents if agent != winner]
-    return others[0] if len(others) == 1 else f"all others ({listing(others)})"
+def _rest(agents: Sequence[str], winner: str) -> list[str]:
+    return [agent for agent in agents if agent != winner]
 
 
 def _sentences(every: Sequence[Pair]) -> list[str]:
@@ -89,23 +117,31 @@ def _sentences(every: Sequence[Pair]) -> list[str]:
             loser = pair.second if pair.winner == pair.first else pair.first
             by_winner.setdefault(pair.winner, []).append(f"{loser} ({_chance(pair, pair.winner)})")
     said = [f"{winner} is better than {listing(losers)}." for winner, losers in by_winner.items()]
-    if said:
-        said[0] += " In brackets: how likely a run of one beats a run of the other, with a 95 % interval."
     for kind, words in (("no difference", "No significant difference"), ("too few runs", "Too few runs to tell")):
         named = [f"{p.first} and {p.second} ({_chance(p, p.first)})" for p in every if p.verdict == kind]
         said += [f"{words}: {'; '.join(named)}."] if named else []
+    corrected = f" corrected for {judged} pairs" if (judged := max(pair.judged for pair in every)) > 1 else ""
+    said[0] += (
+        " In brackets: how likely a run of the one beats a run of the other, its 95 % bootstrap interval, and p of a"
+        f" permutation test{corrected}; better is said where that is at most {LEVEL:g}."
+    )
     return said
 
 
 def _chance(pair: Pair, winner: str) -> str:
-    """The estimate, from the winner's side."""
+    """The estimate, from the winner's side, and p where there is one to judge by."""
+    said = _estimate(pair, winner)
+    return said if pair.verdict == "too few runs" else f"{said}; p {p_value(pair.corrected)}"
+
+
+def _estimate(pair: Pair, winner: str) -> str:
     value, low, high = pair.estimate.value, pair.estimate.low, pair.estimate.high
     if winner != pair.first:
         value, low, high = 1 - value, None if high is None else 1 - high, None if low is None else 1 - low
     if low is None or high is None:
         return number(value)
-    if low == high:  # nothing that could be drawn differently, which is no certainty
-        return {1.0: "every run above every other", 0.5: "all runs equal"}.get(value, number(value))
+    if isclose(low, high):  # nothing that could be drawn differently, which is no certainty
+        return {1.0: "every run above every other", 0.5: "all runs equal"}.get(round(value, 9), number(value))
     return f"{number(value)}, {number(low)} to {number(high)}"
 
 
@@ -120,6 +156,15 @@ def _bad(comparison: Comparison) -> list[Part]:
             said = f"{text} and {'counts' if len(runs) == 1 else 'count'} in no mean or verdict: {_named(runs)}."
             parts.append(Notice(said, "failure" if state == "failed" else "warning"))
     return parts
+
+
+def _dropped(comparison: Comparison) -> list[Part]:
+    """How many runs on disk the suite does not ask for any more."""
+    if not comparison.dropped:
+        return []
+    count, verb = plural(len(comparison.dropped), "run"), "is" if len(comparison.dropped) == 1 else "are"
+    text = f"{count} on disk {verb} not part of this suite any more and left out of everything; see Failures."
+    return [Notice(text)]
 
 
 def _named(runs: Sequence[Run]) -> str:
@@ -147,6 +192,7 @@ def _table(comparison: Comparison, every: Sequence[Pair]) -> Table:
             agent = str(row[0])
             found = estimate(last_returns(comparison, agent, envs, normalised=True)) if agent in agents else None
             row += [None, None] if found is None else [round(found.value, 6), interval(found)]
-    return Table(
-        "summary", columns, rows, "Agents at a glance; better and worse count significant differences", digits=3
-    )
+    caption = "Agents at a glance; better and worse count significant differences"
+    if agents and own_scale(comparison, envs):
+        caption += "; intervals ignore that the return that counts as 1 was chosen from these runs"
+    return Table("summary", columns, rows, caption, digits=3)

@@ -290,6 +290,45 @@ def test_a_finished_job_with_damaged_records_failed(tmp_path: Path) -> None:
     assert "not a JSON record" in str(only(load(tmp_path)).error)
 
 
+def cut_to(folder: Path, lines: int) -> None:
+    path = folder / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:lines]))
+
+
+def test_a_finished_job_whose_records_were_cut_failed(tmp_path: Path) -> None:
+    """Every line that is left is whole, so nothing but the number of steps tells."""
+    folder = make_run(tmp_path / job()["folder"], [(1.0,), (2.0,), (3.0,)])
+    make_comparison(tmp_path, [job()])
+    assert only(load(tmp_path)).state == "done"
+    cut_to(folder, 2)
+    run = only(load(tmp_path))
+    assert (run.state, run.error, run.last) == ("failed", "its records end at step 100 of 300", 1.0)
+    assert load(tmp_path).scores("a") == {}
+
+
+def test_a_run_in_any_folder_whose_records_were_cut_failed(tmp_path: Path) -> None:
+    """Its last checkpoint tells that it had come to its end; without one it may still be on its way."""
+    folder = make_run(tmp_path / "r", [(1.0,), (2.0,), (3.0,)])
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "step-000000000200-0123456789abcdef.pt").touch()
+    cut_to(folder, 2)
+    end = "its records end at step 100 of 300"
+    assert (only(load(tmp_path)).state, only(load(tmp_path)).error) == ("unfinished", end)
+    (folder / "checkpoints" / "step-000000000300-0123456789abcdef.pt").touch()
+    assert (only(load(tmp_path)).state, only(load(tmp_path)).error) == ("failed", end)
+
+
+def test_runs_that_the_suite_dropped_and_its_settings_are_read(tmp_path: Path) -> None:
+    make_run(tmp_path / job()["folder"])
+    dropped = [{"agent": "old", "env": "Pendulum-v1", "seed": 3, "folder": "runs/old"}]
+    settings = {"agents": {"a": {"recipe": "dyna", "set": {"x": 1}}}, "envs": {}, "set": {}}
+    comparison = load(make_comparison(tmp_path, [job()], dropped=dropped, settings=settings))
+    assert [(run.agent, run.seed, run.folder) for run in comparison.dropped] == [("old", 3, "runs/old")]
+    assert comparison.settings is not None
+    assert comparison.settings.agents["a"].set == {"x": 1}
+    assert len(comparison.runs) == 1
+
+
 def test_jobs_are_called_as_the_suite_calls_them(tmp_path: Path) -> None:
     make_run(tmp_path / "anywhere", seed=0, recipe="other.yaml")
     run = only(load(make_comparison(tmp_path, [job("label", seed=0, folder="anywhere")])))
@@ -343,6 +382,7 @@ def test_random_and_the_best_agent_span_the_scale(tmp_path: Path) -> None:
     assert (reference.low, reference.high) == (1.0, 11.0)
     assert "`random`" in reference.source
     assert "`b`" in reference.source
+    assert reference.own
     assert comparison.scores("b")["Pendulum-v1"] == pytest.approx([1.1, 0.9])
     assert comparison.scores("b", "best")["Pendulum-v1"] == pytest.approx([9.9, 9.9])
     assert comparison.scores("a")["Pendulum-v1"] == pytest.approx([0.4])

@@ -10,6 +10,7 @@ from synthetic_runs import comparison, run
 
 from experiments.pages.parts import Choice, Figure, Fold, Notice, Page, Section, Table, Text
 from experiments.pages.render import walk
+from experiments.report._status import AgentSettings, Dropped, EnvSettings, SuiteSettings
 from experiments.report.comparison import Comparison
 from experiments.report.sections import SECTIONS
 from experiments.report.sections.aggregates import aggregates
@@ -59,15 +60,19 @@ def with_bad_run(state: str, points: int = 2, **changes: object) -> Comparison:
 def test_a_clear_winner_is_called_one() -> None:
     made = comparison({"poor": 30.0, "good": 90.0})
     assert "good is the clear winner" in said(summary(made))
-    assert "poor (every run above every other)" in said(summary(made))
+    assert "poor (every run above every other; p below 0.0001)" in said(summary(made))
     (row,) = table(improvement(made), "improvement-pairs")
     assert row["verdict"] == "good is better"
     assert row["to"] < 0.5
+    assert row["p"] == pytest.approx(2 / 252**2, rel=1e-5)
+    assert row["p, corrected for all pairs"] == row["p"]
 
 
 def test_a_winner_by_little_is_not_called_clear() -> None:
-    text = said(summary(comparison({"good": 60.6, "poor": 60.0}, seeds=20)))
+    text = said(summary(comparison({"good": 60.3, "poor": 60.0}, seeds=20)))
     assert "good is the winner, by a narrow margin" in text
+    assert "in fewer than 3 of 4 cases" in text
+    assert "clear" not in text
 
 
 def test_the_same_agent_under_two_names_is_no_winner() -> None:
@@ -78,6 +83,32 @@ def test_the_same_agent_under_two_names_is_no_winner() -> None:
     (row,) = table(improvement(made), "improvement-pairs")
     assert row["from"] < 0.5 < row["to"]
     assert row["verdict"] == "no significant difference"
+    assert row["p"] > 0.05
+
+
+def test_a_lead_that_luck_explains_makes_no_winner() -> None:
+    """Its interval leaves out 0.5, and once that was enough."""
+    returns = {"once": (3.0, 4.0, 7.0, 8.0, 9.0), "again": (0.0, 1.0, 2.0, 5.0, 6.0)}
+    made = comparison({"once": 0.0, "again": 0.0}, envs=["Pole-v1"])
+    runs = [
+        replace(run, evaluations=(replace(run.evaluations[-1], returns=(returns[run.agent][run.seed],)),))
+        for run in made.runs
+    ]
+    found = replace(made, runs=runs)
+    (row,), text = table(improvement(found), "improvement-pairs"), said(summary(found))
+    assert row["from"] > 0.5
+    assert row["p"] > 0.05
+    assert row["verdict"] == "no significant difference"
+    assert "no significant difference between once and again" in text
+    assert "1.00; p 0.095" in text
+
+
+def test_how_verdicts_are_reached_is_said() -> None:
+    two, three = (said(improvement(comparison(dict.fromkeys(names, 60.0)))) for names in ("ab", "abc"))
+    assert "decide nothing" in two
+    assert "permutation test" in two
+    assert "corrected" not in two
+    assert "corrected for the 3 pairs judged here" in three
 
 
 def test_one_seed_decides_nothing_and_has_no_interval() -> None:
@@ -182,6 +213,11 @@ def test_returns_of_datasets_are_landmarks() -> None:
     texts = {part.name: [text.get_text() for text in part.figure.axes[0].texts] for part in parts(curves(made), Figure)}
     assert texts["curves-Pole-v1-env_steps"] == ["dataset expert"]
     assert texts["curves-Cart-v1-env_steps"] == []
+    assert table(curves(made), "datasets") == [{"environment": "Pole-v1", "dataset": "expert", "return": 99.0}]
+    captions = {part.name: part.caption for part in parts(curves(made), Figure)}
+    assert "the return of dataset expert at 99.00" in captions["curves-Pole-v1-env_steps"]
+    assert "dataset" not in captions["curves-Cart-v1-env_steps"]
+    assert not parts(curves(replace(made, datasets={})), Table)
 
 
 def test_best_is_beside_last_and_says_what_it_is() -> None:
@@ -212,6 +248,48 @@ def test_seconds_to_a_good_return_are_those_of_the_first_evaluation_there() -> N
 def test_differences_of_configuration_are_listed() -> None:
     (row,) = table(configuration(comparison({"good": 90.0, "poor": 30.0})), "configuration")
     assert row == {"setting": "agent", "good": "agents.good", "poor": "agents.poor"}
+
+
+def test_what_the_suite_set_is_listed() -> None:
+    settings = SuiteSettings(
+        every={"evaluation.every": 500},
+        agents={"good": AgentSettings("pets", {"agent.model.hidden": 64}), "poor": AgentSettings("random")},
+        envs={"Pole-v1": EnvSettings(6000, {"env.kwargs": {"x": 1}})},
+    )
+    made = replace(comparison({"good": 90.0, "poor": 30.0}), settings=settings)
+    assert [tuple(row.values()) for row in table(configuration(made), "suite")] == [
+        ("every run", "evaluation.every", "500"),
+        ("environment Pole-v1", "steps", "6000"),
+        ("environment Pole-v1", "env.kwargs", '{"x": 1}'),
+        ("agent good", "recipe", "pets"),
+        ("agent good", "agent.model.hidden", "64"),
+        ("agent poor", "recipe", "random"),
+    ]
+    alone = replace(made, runs=[run for run in made.runs if run.agent == "good"])
+    assert [part.name for part in parts(configuration(alone), Table)] == ["suite"]
+    assert configuration(replace(alone, settings=None)) is None
+
+
+def test_runs_that_are_not_asked_for_any_more_are_listed() -> None:
+    made = replace(comparison({"good": 90.0}), dropped=[Dropped("old", "Pole-v1", 3, "runs/Pole-v1/old/seed3-0a")])
+    assert "1 run on disk is not part of this suite any more" in said(summary(made))
+    wanted = {"agent": "old", "environment": "Pole-v1", "seed": 3, "folder": "runs/Pole-v1/old/seed3-0a"}
+    assert table(failures(made), "dropped") == [wanted]
+    assert "No run failed" in said(failures(made))
+    bad = replace(with_bad_run("failed"), dropped=made.dropped)
+    assert [part.name for part in parts(failures(bad), Table)] == ["failures", "dropped"]
+    assert "any more" not in said(summary(comparison({"good": 90.0})))
+
+
+def test_a_scale_made_of_the_same_runs_is_said_to_be_one() -> None:
+    given = comparison({"good": 90.0, "random": 30.0})
+    own = replace(given, references={env: replace(ref, own=True) for env, ref in given.references.items()})
+    chosen = "chosen from the same runs"
+    assert chosen in said(aggregates(own))
+    assert chosen in parts(profiles(own), Figure)[0].caption
+    assert "chosen from these runs" in parts(summary(own), Table)[0].caption
+    for section in SECTIONS:
+        assert "chosen from" not in str(section(given))
 
 
 def test_every_run_has_its_command_and_two_commits_are_a_warning() -> None:
