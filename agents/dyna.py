@@ -84,7 +84,10 @@ class DynaAgent(OffPolicyAgent):
                 raise UserError(name, count, "give a whole number of at least 1")
         if not 0.0 <= real_ratio <= 1.0:
             raise UserError("real_ratio", real_ratio, "give a share in [0, 1]")
+        if model_from < 0:
+            raise UserError("model_from", model_from, "give a whole number of at least 0")
         self.model, self.fitter = model(spec).to(self.device), fitter
+        fitter.check(self.model)
         self.horizon, self.filters = horizon or HorizonSchedule(), list(filters or [])
         self.starts = starts or StartSampler()
         self.fit_every, self.model_from, self.real_ratio = fit_every, model_from, real_ratio

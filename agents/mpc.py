@@ -79,6 +79,8 @@ class MPCAgent(Agent):
         self.model = model(spec).to(self.device)
         if fitter and not any(True for _ in self.model.parameters()):
             raise UserError("fitter", type(self.model).__name__, "this model has nothing to train; leave it out")
+        if fitter:
+            fitter.check(self.model)
         self.planner = planner(spec)
         check_particles(self.planner, self.model)
         self.objective = objective or Objective()

@@ -92,12 +92,12 @@ class ActionScaling:
     Values outside [-1, 1] are clipped.
 
     Raises:
-        UserError: actions that are not a bounded, real-valued Box or Discrete.
+        UserError: actions that are not a bounded, real-valued Box or Discrete; in a call, what is no index of a choice.
     """
 
     def __init__(self, space: spaces.Space[Any], where: str) -> None:
         field = f"{where}: action_space"
-        self._env_space = space
+        self._env_space, self._where = space, where
         if isinstance(space, spaces.Discrete):
             self.spec = ActionSpec("discrete", int(space.n))
             self.space: spaces.Space[Any] = spaces.Discrete(int(space.n))
@@ -112,10 +112,29 @@ class ActionScaling:
     def __call__(self, action: Any) -> Any:
         """A platform action ``[A]`` (or index) in the environment's units, shape and dtype."""
         if self.spec.discrete:
-            return int(action) + self._start
+            return checked_index(action, self.spec.size, self._where) + self._start
         clipped = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
         scaled = self._low + (clipped + 1.0) * self._half_range
         return scaled.reshape(self._env_space.shape).astype(self._env_space.dtype)
+
+
+def checked_index(action: Any, choices: int, where: str) -> int:
+    """One discrete action as an index.
+
+    Raises:
+        UserError: no whole number from 0 to ``choices - 1``.
+    """
+    if isinstance(action, (int, np.integer)) and 0 <= action < choices:
+        return int(action)
+    try:
+        chosen = np.asarray(action)
+    except (TypeError, ValueError):
+        chosen = np.empty(0)
+    index = float(chosen.item()) if chosen.size == 1 and chosen.dtype.kind in "fiub" else -1.0
+    if not (index.is_integer() and 0 <= index < choices):
+        seen = chosen.item() if chosen.size == 1 else action
+        raise UserError(f"{where}: action", seen, f"give a whole number from 0 to {choices - 1}")
+    return int(index)
 
 
 def _checked_action_box(space: spaces.Space[Any], field: str) -> spaces.Box:

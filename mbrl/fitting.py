@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ class Fitter:
 
     Args:
         lr: Adam's step size.
-        weight_decay: L2 coefficient on weight matrices, as in Adam with coupled decay.
+        weight_decay: L2 coefficient on weight matrices, as in Adam with coupled decay; a list gives one a layer.
         batch_size: rows for each member and step.
         holdout: share of rows held out; 0 trains on everything.
         max_holdout: at most this many rows are held out.
@@ -45,7 +45,7 @@ class Fitter:
     def __init__(
         self,
         lr: float = 1e-3,
-        weight_decay: float = 3e-5,
+        weight_decay: float | Sequence[float] = 3e-5,
         batch_size: int = 256,
         holdout: float = 0.2,
         max_holdout: int = 5000,
@@ -61,8 +61,9 @@ class Fitter:
         _check_shares(holdout=holdout, improvement=improvement)
         if not 0.0 < lr < math.inf:
             raise UserError("lr", lr, "give a finite number above 0")
-        if not 0.0 <= weight_decay < math.inf:
-            raise UserError("weight_decay", weight_decay, "give a finite number of at least 0")
+        decays = weight_decay if isinstance(weight_decay, Sequence) else [weight_decay]
+        if not all(0.0 <= decay < math.inf for decay in decays):
+            raise UserError("weight_decay", weight_decay, "give a finite number of at least 0, or one a layer")
         _check_counts(batch_size=batch_size, max_holdout=max_holdout, patience=patience, max_epochs=max_epochs)
         _check_counts(max_updates=max_updates, first_updates=first_updates)
         if holdout == 0.0 and max_updates is None:
@@ -77,6 +78,10 @@ class Fitter:
         self.fits = 0
         self._pending: dict[str, Any] | None = None
         self._loss: Callable[[Any], tuple[Tensor, dict[str, Tensor]]] | None = None
+
+    def check(self, model: DynamicsModel) -> None:
+        """Raise ``UserError`` when the weight decays are not as many as ``model`` has layers; needs no data."""
+        model.parameter_groups(self.weight_decay)
 
     def fit(
         self, model: DynamicsModel, data: Transitions, generator: Generator, weights: Tensor | None = None

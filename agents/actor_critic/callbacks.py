@@ -28,6 +28,9 @@ class Callback(ABC):
         """The flat policy to act with when there is no exploration; None: the learner's own."""
         return None
 
+    def after_reset(self, parts: Parts) -> None:
+        """A :class:`Reset` has drawn these networks anew: what was gathered of the old ones is of no use."""
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 
@@ -57,6 +60,8 @@ class Reset(Callback):
     def after(self, learner: ActorCritic) -> None:
         if learner.updates in self.at:
             learner.redraw(self.parts, self.last_layers)
+            for callback in learner.callbacks:
+                callback.after_reset(self.parts)
 
 
 class ShrinkPerturb(Callback):
@@ -82,7 +87,7 @@ class ShrinkPerturb(Callback):
 
 class PolicyAverage(Callback):
     """Exponentially weighted average of the actor's weights, without bias towards the first ones; evaluation acts with
-    it, exploration does not.
+    it, exploration does not. A :class:`Reset` of the policy starts it anew.
 
     The average's form is that of Hilton, Cobbe, Schulman, "Batch size-invariance for policy optimization", 2022.
 
@@ -105,6 +110,10 @@ class PolicyAverage(Callback):
 
     def policy_vector(self) -> Tensor | None:
         return self.vector
+
+    def after_reset(self, parts: Parts) -> None:
+        if parts != "critic":
+            self.weight, self.vector = 0.0, None
 
     def state_dict(self) -> dict[str, Any]:
         return {"weight": self.weight, "vector": None if self.vector is None else self.vector.clone()}

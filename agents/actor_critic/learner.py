@@ -34,6 +34,7 @@ from mbrl.data.transitions import Transitions
 
 Policy = Literal["gaussian", "deterministic"]
 USUAL_NOISE = ActionNoise()
+USUAL_SUBSET = 2
 
 
 class ActorCritic:
@@ -89,7 +90,7 @@ class ActorCritic:
         critic_hidden: int | None = None,
         critics: int = 2,
         target: TargetReducer = "min",
-        subset: int = 2,
+        subset: int = USUAL_SUBSET,
         actor_reducer: ActorReducer = "min",
         target_networks: bool = True,
         regularization: Regularization = PLAIN,
@@ -118,6 +119,7 @@ class ActorCritic:
         self.critics, self.subset = critics, subset if target == "random_subset_min" else None
         self.target_networks, self.sample_weights, self.terms = target_networks, sample_weights, tuple(terms or ())
         self.callbacks, self.compile, self.updates, self.base_seed = list(callbacks or []), compile, 0, 0
+        _check_contradictions(target, subset, policy, noise, (sample_weights, weigh_actor))
         head = _head(spec, policy, noise)
         rule = Rule(
             reducers=(target, actor_reducer),
@@ -410,6 +412,19 @@ def _check(learner: ActorCritic, rule: Rule, sizes: tuple[int, ...]) -> None:
     _check_regularization(learner.regularization, learner.target_networks, sizes[1])
     if learner.spec.action.discrete and any(isinstance(term, GradientDiversity) for term in learner.terms):
         raise UserError("terms", "GradientDiversity", "discrete actions have no gradient; leave it out")
+
+
+def _check_contradictions(
+    target: TargetReducer, subset: int, policy: Policy, noise: ActionNoise, weighting: tuple[Weighting, bool]
+) -> None:
+    """Options that would have no effect. The default's own value passes: nobody need have typed it."""
+    if subset != USUAL_SUBSET and target != "random_subset_min":
+        raise UserError("subset", subset, f"target is {target}: set target: random_subset_min, or leave subset out")
+    if noise != USUAL_NOISE and policy != "deterministic":
+        raise UserError("noise", noise, f"policy is {policy}: set policy: deterministic, or leave noise out")
+    if weighting == ("ignore", True):
+        fix = "sample_weights is ignore: set it to normalized or raw, or leave weigh_actor out"
+        raise UserError("weigh_actor", True, fix)
 
 
 def _check_regularization(options: Regularization, target_networks: bool, layers: int) -> None:

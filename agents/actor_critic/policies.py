@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from envs.errors import UserError
 from envs.spec import EnvSpec
 
 LOG_STD_BOUNDS = (-20.0, 2.0)
@@ -24,11 +25,19 @@ class ActionNoise:
         exploration: while exploring.
         target: on the target's action; 0 is DDPG.
         clip: bound on the target's noise.
+
+    Raises:
+        UserError: a number that is negative or not finite.
     """
 
     exploration: float = 0.1
     target: float = 0.2
     clip: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0.0 <= value < math.inf:
+                raise UserError(f"noise.{name}", value, "give a finite number of at least 0")
 
 
 class Choice(NamedTuple):

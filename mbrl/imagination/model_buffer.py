@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ LEARNED_FROM = (
     "policy_version",
 )
 """What a batch for learning consists of."""
+
+ROUNDING = 1e-6
+"""A product of a share and a count may fall short of a whole number by less: 0.29 * 100 is 28.999..."""
 
 
 def published_capacity(horizon: int, retain_epochs: int, rollouts: int, every: int, epoch_steps: int = 1000) -> int:
@@ -126,8 +130,8 @@ def mixed_batches(
 ) -> Transitions:
     """Batches for ``updates`` gradient steps, ``[U, B, ...]``, drawn uniformly with replacement.
 
-    The first ``round(real_ratio * batch_size)`` rows of every batch are real, the rest imagined; all are real while
-    nothing has been imagined. One gather a source serves all batches. Only the
+    The first ``real_ratio * batch_size`` rows of every batch, rounded down as in MBPO's published code, are real, the
+    rest imagined; all are real while nothing has been imagined. One gather a source serves all batches. Only the
     columns that learning needs come along, and the ``extra`` ones asked for by name, which both sources must hold.
 
     Raises:
@@ -137,7 +141,7 @@ def mixed_batches(
         raise UserError("real_ratio", real_ratio, "give a share in [0, 1]")
     if updates < 1 or batch_size < 1:
         raise UserError("updates, batch_size", (updates, batch_size), "each is at least 1")
-    reals = round(real_ratio * batch_size)
+    reals = math.floor(real_ratio * batch_size + ROUNDING)
     if imagined is None or not len(imagined):
         reals, imagined = batch_size, real
     names = [*LEARNED_FROM, *(f"extra.{name}" for name in extra)]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.errors import UserError
+from envs.spaces import checked_index
 from envs.spec import EnvSpec
 from mbrl import seeding
 from mbrl.data.record import from_dict
@@ -320,9 +321,17 @@ def spaces_of(spec: EnvSpec) -> tuple[gym.spaces.Box, gym.Space[Any]]:
 
 
 def platform_actions(spec: EnvSpec, actions: Any) -> Tensor:
-    """Actions of an environment's user as ``[N, A]``: clipped to [-1, 1], or one-hot of indices ``[N]``."""
+    """Actions of an environment's user as ``[N, A]``: clipped to [-1, 1], or one-hot of indices ``[N]``.
+
+    Raises:
+        UserError: what is no index of a choice.
+    """
     if spec.action.discrete:
-        return spec.action.from_env(torch.as_tensor(np.asarray(actions)))
+        indices = [
+            checked_index(action, spec.action.size, spec.id)
+            for action in np.atleast_1d(np.asarray(actions, dtype=object))
+        ]
+        return spec.action.from_env(torch.tensor(indices))
     return torch.as_tensor(np.asarray(actions, dtype=np.float32)).clamp(-1.0, 1.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
@@ -179,8 +180,10 @@ class DynamicsModel(nn.Module, ABC):
     def set_elites(self, score: Tensor) -> None:
         """Hear the members' holdout scores after a fit; ensembles choose whom to predict with."""
 
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups for the optimiser (default: decay on everything)."""
+    def parameter_groups(self, weight_decay: float | Sequence[float]) -> list[dict[str, Any]]:
+        """Groups for the optimiser (default: decay on everything); models with layers take a decay for each of them."""
+        if isinstance(weight_decay, Sequence):
+            raise UserError("weight_decay", weight_decay, f"give one number: {type(self).__name__} has no layers")
         return [{"params": list(self.parameters()), "weight_decay": weight_decay}]
 
 

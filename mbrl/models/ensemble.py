@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -23,6 +24,8 @@ from mbrl.data.transitions import Transitions
 from mbrl.models.base import DynamicsModel, Estimator, Propagation, State, Step, Trajectory
 from mbrl.models.bound_ensemble import BoundEnsemble, check_balance
 from mbrl.models.coordinates import Coordinates
+
+Score = Literal["geometric", "mean"]
 
 
 @dataclass
@@ -52,6 +55,8 @@ class ProbabilisticEnsemble(DynamicsModel):
         elites: members used for prediction, those with the lowest holdout score (default: all).
         probabilistic: False gives a deterministic net trained on squared error (no sampled noise).
         bound_weight: weight of the pull on the log-variance bounds, 0.01 as published.
+        score: how squared errors on held-out rows become a member's score: ``geometric`` mean over the outputs, or
+            their ``mean``, as published with MBPO (Janner et al., 2019).
         validity: the model calls a state truncated when a coordinate leaves the data's range by more than this
             multiple of the range; 0 switches the box off.
         inference_dtype: number format of the networks when predicting (training stays float32).
@@ -67,6 +72,7 @@ class ProbabilisticEnsemble(DynamicsModel):
         elites: int | None = None,
         probabilistic: bool = True,
         bound_weight: float = 0.01,
+        score: Score = "geometric",
         validity: float = 0.0,
         inference_dtype: Literal["float32", "bfloat16"] = "float32",
         compile: bool = False,
@@ -76,7 +82,9 @@ class ProbabilisticEnsemble(DynamicsModel):
             raise UserError("members, layers, hidden", (members, layers, hidden), "each is at least 1")
         if elites is not None and not 1 <= elites <= members:
             raise UserError("elites", elites, f"choose between 1 and members = {members}")
-        self.members, self.probabilistic, self.bound_weight = members, probabilistic, bound_weight
+        if score not in get_args(Score):
+            raise UserError("score", score, "name a score", get_args(Score))
+        self.members, self.probabilistic, self.bound_weight, self.score = members, probabilistic, bound_weight, score
         self.validity, self.inference_dtype, self.compile_step = validity, inference_dtype, compile
         self.coordinates = Coordinates(spec)
         self.learns_reward = not spec.reward_complete
@@ -135,7 +143,8 @@ class ProbabilisticEnsemble(DynamicsModel):
 
     @torch.no_grad()
     def holdout_score(self, batch: Regression) -> tuple[Tensor, dict[str, Tensor]]:
-        """``[E]`` score on held-out rows ``[B, ...]``, lower is better: geometric mean over outputs of squared error.
+        """``[E]`` score on held-out rows ``[B, ...]``, lower is better: squared error in standardised units, averaged
+        over rows, then over outputs as ``score`` says.
 
         A plain mean lets one irreducible output stop the fit of all others and choose the elites.
         """
@@ -144,7 +153,7 @@ class ProbabilisticEnsemble(DynamicsModel):
         mse = (mean - rows.targets).square().mean(1)[:, self.get_buffer("varies").bool()]
         if logit is not None:
             mse = torch.cat([mse, (logit.sigmoid() - rows.ends).square().mean(1)], -1)
-        score: Tensor = mse.clamp(min=1e-8).log().mean(-1).exp()
+        score: Tensor = mse.mean(-1) if self.score == "mean" else mse.clamp(min=1e-8).log().mean(-1).exp()
         return score, {"holdout_mse": mse.mean()}
 
     def set_elites(self, score: Tensor) -> None:
@@ -152,10 +161,16 @@ class ProbabilisticEnsemble(DynamicsModel):
         elites = self.get_buffer("elites")
         elites.copy_(score.argsort()[: len(elites)].sort().values)
 
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Decay acts on weight matrices only."""
-        rest = [*self.biases, self.max_log_var, self.min_log_var]
-        return [{"params": list(self.weights), "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    def parameter_groups(self, weight_decay: float | Sequence[float]) -> list[dict[str, Any]]:
+        """Decay acts on weight matrices only: one for all, or one a layer, the output's last."""
+        rest = {"params": [*self.biases, self.max_log_var, self.min_log_var], "weight_decay": 0.0}
+        if not isinstance(weight_decay, Sequence):
+            return [{"params": list(self.weights), "weight_decay": weight_decay}, rest]
+        if len(weight_decay) != len(self.weights):
+            fix = f"give one number, or {len(self.weights)}: one a hidden layer and one for the output"
+            raise UserError("weight_decay", weight_decay, fix)
+        layers = zip(self.weights, weight_decay, strict=True)
+        return [*({"params": [weight], "weight_decay": decay} for weight, decay in layers), rest]
 
     # -- prediction ------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from agents import dyna
 from agents.actor_critic.learner import ActorCritic
 from agents.dyna import DynaAgent
 from agents.planning_dyna import PlanningDynaAgent
@@ -21,7 +22,8 @@ from experiments.loops.online import to_transitions
 from mbrl.clock import Clock
 from mbrl.data.transitions import Transitions
 from mbrl.fitting import Fitter
-from mbrl.imagination import HorizonSchedule
+from mbrl.imagination import HorizonSchedule, imagine
+from mbrl.imagination.filters import UncertaintyPenalty
 from mbrl.models.ensemble import ProbabilisticEnsemble
 from mbrl.planning.cem import ICEM
 
@@ -237,11 +239,83 @@ def test_exploring_samples_and_evaluating_does_not(generator: Generator) -> None
 
 
 @pytest.mark.parametrize(
-    "option", [{"real_ratio": 1.5}, {"updates_per_step": 0}, {"fit_every": 0}, {"warmup_steps": 0}, {"batch_size": 0}]
+    "option",
+    [
+        {"real_ratio": 1.5},
+        {"updates_per_step": 0},
+        {"fit_every": 0},
+        {"warmup_steps": 0},
+        {"batch_size": 0},
+        {"model_from": -1},
+    ],
 )
 def test_bad_options_are_refused(option: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(option))):
         make_agent(**option)
+
+
+# -- what is imagined ----------------------------------------------------------------------------------------------
+
+
+def test_imagination_acts_with_samples_of_the_policy(generator: Generator) -> None:
+    agent = Script(make_agent()).play(45).agent
+    one = agent.buffers["real"].sample(1, generator)
+    agent.starts = lambda buffer, n, generator: one[torch.zeros(n, dtype=torch.long)]  # type: ignore[assignment]
+    rows = agent.imagine(1, counter=9)
+    assert len(rows.obs.unique(dim=0)) == 1
+    assert len(rows.action.unique()) == len(rows) == ROLLOUTS * EVERY
+
+
+def test_imagination_starts_from_states_all_over_the_real_data() -> None:
+    agent = Script(make_agent()).play(45).agent
+    begun = agent.imagine(1, counter=9).obs.unique(dim=0)
+    real = {tuple(row) for row in agent.buffers["real"].all().obs.tolist()}
+    assert {tuple(row) for row in begun.tolist()} <= real
+    assert len(begun) > len(real) / 2  # 60 draws of 45 states
+
+
+def test_filters_act_on_what_is_imagined() -> None:
+    plain = Script(make_agent()).play(45).agent
+    penalised = Script(make_agent(filters=[UncertaintyPenalty("std_of_means", 5.0)])).play(45).agent
+    rows = [agent.imagine(1, counter=9) for agent in (plain, penalised)]
+    assert "uncertainty" not in rows[0].extra
+    assert torch.equal(rows[0].obs, rows[1].obs)
+    torch.testing.assert_close(rows[1].reward, rows[0].reward - 5.0 * rows[1].extra["uncertainty"])
+    assert rows[1].extra["uncertainty"].min() > 0.0
+
+
+def test_every_fit_imagines_with_random_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def noted(*arguments: Any, seed: int) -> Transitions:
+        seeds.append(seed)
+        return imagine(*arguments, seed=seed)
+
+    monkeypatch.setattr(dyna, "imagine", noted)
+    for run_seed in (0, 1):
+        agent = make_agent()
+        agent.seed(run_seed)
+        Script(agent).play(100)
+    assert len(seeds) == len(set(seeds)) == 8  # four fits a run
+
+
+def test_imagined_rows_are_used_from_the_step_on_that_was_asked_for() -> None:
+    script = Script(make_agent(model_from=80)).play(100)
+    fits = {step: values for step, event, values in script.events if event == "fit"}
+    assert {step: "imagined_rows" in values for step, values in fits.items()} == {
+        40: False,
+        60: False,
+        80: True,
+        100: True,
+    }
+    assert {step: size > 1 for step, size in script.capacities.items()} == {step: step >= 80 for step in range(1, 101)}
+    real = {tuple(row) for row in script.agent.buffers["real"].all().obs.tolist()}
+    share = [
+        sum(tuple(obs) in real for obs in batch) / BATCH for batches in script.batches for batch in batches.obs.tolist()
+    ]
+    before = 2 * (79 - WARMUP)
+    assert set(share[:before]) == {1.0}
+    assert share[-1] < 1.0
 
 
 # -- planning when it decides --------------------------------------------------------------------------------------
@@ -273,3 +347,25 @@ def test_the_policy_proposes_and_the_critics_judge_the_end(generator: Generator)
     assert given[0].shape == proposals.shape
     agent.learner.value = lambda obs, generator: 1000.0 * obs[:, 1]  # type: ignore[method-assign]
     assert not torch.equal(plan(), before)  # the value of the last state matters
+
+
+def test_the_planner_forgets_at_an_episodes_start_and_only_there(generator: Generator) -> None:
+    planner = partial(ICEM, horizon=4, candidates=20, iterations=2, particles=2)
+    agent = make_agent(PlanningDynaAgent, planner=planner, proposals=0)
+    assert isinstance(agent, PlanningDynaAgent)
+    Script(agent).play(62)
+    searched, given = agent.planner.plan, []
+
+    def seen(*arguments: Any, **options: Any) -> Any:
+        given.append(arguments[3])
+        return searched(*arguments, **options)
+
+    agent.planner.plan = seen  # type: ignore[method-assign]
+    obs, state = torch.zeros(2, 4), agent.initial_actor_state(2)
+    _, state, _ = agent.act(obs, state, torch.tensor([True, True]), "explore", generator)
+    agent.act(obs, state, torch.tensor([True, False]), "explore", generator)
+    fresh = agent.planner.initial(2)
+    for name, value in vars(given[1]).items():
+        assert torch.equal(value[0], vars(fresh)[name][0]), name
+        assert torch.equal(value[1], vars(state.warm_start)[name][1]), name  # type: ignore[attr-defined]
+    assert not torch.equal(given[1].mean[1], fresh.mean[1])  # type: ignore[attr-defined]

@@ -372,3 +372,8 @@ def test_particles_that_the_elites_cannot_share_are_refused_when_the_agent_is_bu
             make_agent(planner=planner(propagation))
     assert make_agent(planner=planner("mean")).planner.horizon == 4
     assert make_agent(planner=planner("trajectory"), model=Simulator, fitter=None).planner.horizon == 4
+
+
+def test_a_fitter_that_cannot_fit_this_model_is_refused_before_anything_is_learned() -> None:
+    with pytest.raises(UserError, match="weight_decay"):
+        make_agent(fitter=Fitter(weight_decay=[1e-5, 1e-5, 1e-5, 1e-5, 1e-5]))

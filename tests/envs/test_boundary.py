@@ -72,6 +72,17 @@ def test_actions_keep_the_environments_shape_and_dtype() -> None:
     np.testing.assert_allclose(inner.received[0], 2 * np.linspace(-1, 1, 6).reshape(2, 3))
 
 
+@pytest.mark.parametrize("action", [-1, 3, 0.5, None, "left", np.nan, [0, 1], [[0], [1, 2]]])
+def test_what_is_no_choice_is_refused_by_name(action: Any) -> None:
+    """Not blamed on the environment."""
+    env = BoundaryEnv(sample_envs.Spaces(action_space=spaces.Discrete(3, start=5)))
+    env.reset(seed=0)
+    with pytest.raises(UserError, match=r"action: .*whole number from 0 to 2"):
+        env.step(action)
+    for good in (0, 2, np.int64(1), np.array([2]), 1.0):
+        env.step(good)
+
+
 def test_discrete_actions_count_from_zero() -> None:
     inner = sample_envs.Spaces(action_space=spaces.Discrete(3, start=5))
     env = BoundaryEnv(inner)

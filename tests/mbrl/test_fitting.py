@@ -360,6 +360,42 @@ def test_weight_decay_pulls_on_weights_only() -> None:
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
+def test_each_layer_may_have_a_weight_decay_of_its_own() -> None:
+    decays = [0.0, 1.0, 2.0]
+    groups = net().parameter_groups(decays)
+    assert [(len(group["params"]), group["weight_decay"]) for group in groups[:-1]] == [(1, decay) for decay in decays]
+    assert groups[-1]["weight_decay"] == 0.0
+    assert sum(len(group["params"]) for group in groups) == len(list(net().parameters()))
+    before, shrunk = net(), net()
+    fitter = Fitter(holdout=0.0, max_updates=30, weight_decay=[0.0, 0.0, 10.0], lr=1e-2)
+    fitter.fit(shrunk, line(200), luck())
+    fitter.fit(shrunk, line(200), luck())  # it knows its model again
+    sizes = [[float(w.detach().square().sum()) for w in model.weights] for model in (before, shrunk)]
+    assert [after < 0.5 * first for first, after in zip(*sizes, strict=True)] == [False, False, True]
+
+
+def test_one_decay_for_all_layers_equals_as_many_alike() -> None:
+    models = net(), net()
+    for model, decay in zip(models, (1e-2, [1e-2] * 3), strict=True):
+        Fitter(max_epochs=3, weight_decay=decay, batch_size=32).fit(model, line(200), luck())
+    assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in models), strict=True))
+
+
+@pytest.mark.parametrize("decay", [[1e-4], [1e-4] * 4, []])
+def test_decays_of_another_number_of_layers_are_refused_before_there_is_data(decay: list[float]) -> None:
+    with pytest.raises(UserError, match=r"weight_decay.*3: one a hidden layer and one for the output"):
+        Fitter(weight_decay=decay).check(net())
+    Fitter(weight_decay=[1e-4] * 3).check(net())
+    with pytest.raises(UserError, match=r"weight_decay.*has no layers"):
+        Fitter(weight_decay=[1e-4]).check(Scripted(flat()))
+
+
+@pytest.mark.parametrize("decay", [-1e-4, [1e-4, -1e-4], [float("nan")], float("inf")])
+def test_decays_that_are_none_are_refused(decay: float | list[float]) -> None:
+    with pytest.raises(UserError, match="weight_decay"):
+        Fitter(weight_decay=decay)
+
+
 @pytest.mark.slow
 def test_compiled_training_equals_eager_training() -> None:
     models = []

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from agents.actor_critic import ActorCritic
-from agents.actor_critic.networks import Network
+from agents.actor_critic.networks import Network, Regularization
 from mbrl.data.transitions import Transitions
 
 Make = Callable[..., ActorCritic]
@@ -146,3 +146,117 @@ def test_the_order_of_updates_matters(make: Make, rows: Rows) -> None:
     assert not torch.allclose(learners[0].vectors["critic"], learners[1].vectors["critic"], atol=1e-5)
     assert learners[0].updates == 2
     assert math.isclose(float(learners[0].vectors["critic.powers"][0]), 0.9**2)
+
+
+# -- CrossQ ------------------------------------------------------------------------------------------------------------
+
+
+class PlainNormalized(nn.Module):
+    """Linear, ReLU, BatchNorm after a BatchNorm of the input, by torch's own batch normalisation."""
+
+    def __init__(self, params: Sequence[Tensor], running: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.params = nn.ParameterList([p.detach().clone() for p in params])
+        self.running, self.seen = [x.flatten().clone() for x in running], list[Tensor]()
+
+    def forward(self, x: Tensor, train: bool) -> Tensor:
+        norm, linear = [self.params[:2]], []
+        for i in range(2, len(self.params) - 2, 4):
+            linear.append(self.params[i : i + 2])
+            norm.append(self.params[i + 2 : i + 4])
+        if train:
+            self.seen = []
+        for place, scale_and_shift in enumerate(norm):
+            if place:
+                weight, bias = linear[place - 1]
+                x = torch.relu(x @ weight + bias)
+            x = self.normalized(x, place, scale_and_shift, train)
+        return x @ self.params[-2] + self.params[-1]
+
+    def normalized(self, x: Tensor, place: int, scale_and_shift: Sequence[Tensor], train: bool) -> Tensor:
+        scale, shift = (p.flatten() for p in scale_and_shift)
+        if train:
+            self.seen += [x.detach().mean(0), x.detach().var(0, correction=0)]
+            return nn.functional.batch_norm(x, None, None, scale, shift, training=True, eps=1e-3)
+        return nn.functional.batch_norm(x, *self.running[2 * place : 2 * place + 2], scale, shift, eps=1e-3)
+
+    def follow(self) -> None:
+        for running, seen in zip(self.running, self.seen, strict=True):
+            running.mul_(0.99).add_(seen, alpha=0.01)
+
+
+class PlainCrossQ:
+    """Bhatt et al., 2024: no target networks; (s, a) and (s', a') in one batch, the second half without gradient; the
+    critics judge the actor by their running statistics.
+    """
+
+    def __init__(self, learner: ActorCritic, lr: float) -> None:
+        networks, vectors = learner.networks, learner.vectors
+        policy, critics = networks.policy_views(vectors["policy"]), networks.critic.views(vectors["critic"])
+        running = [networks.critic.statistics_views(vectors["critic.statistics"])]
+        self.actor = PlainNormalized(policy[:-1], networks.actor.statistics_views(vectors["policy.statistics"]))
+        self.critics = [
+            PlainNormalized([p[i] for p in critics], [x[i] for x in running[0]]) for i in range(learner.critics)
+        ]
+        self.log_alpha = policy[-1].detach().clone().requires_grad_()
+        critic_params = [p for critic in self.critics for p in critic.parameters()]
+        self.groups = [critic_params, list(self.actor.parameters()), [self.log_alpha]]
+        self.optimizers = [torch.optim.Adam(group, lr=lr, betas=(0.5, 0.999)) for group in self.groups]
+
+    def sample(self, obs: Tensor, noise: Tensor, train: bool) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.actor(obs, train).chunk(2, -1)
+        normal = torch.distributions.Normal(mean, log_std.clamp(-20, 2).exp())
+        before = mean + normal.stddev * noise
+        return torch.tanh(before), (normal.log_prob(before) - torch.log(1 - torch.tanh(before) ** 2)).sum(-1)
+
+    def update(self, rows: Transitions, noise: Tensor) -> None:
+        alpha = self.log_alpha.exp().detach()
+        with torch.no_grad():
+            action, log_prob = self.sample(rows.next_obs, noise[1], train=False)
+        both = torch.cat([torch.cat([rows.obs, rows.action], -1), torch.cat([rows.next_obs, action], -1)])
+        q, q_next = torch.stack([critic(both, train=True)[:, 0] for critic in self.critics]).chunk(2, 1)
+        value = q_next.detach().min(0).values - alpha * log_prob
+        y = rows.reward + 0.99 * torch.where(rows.terminated, 0.0, 1.0) * value
+        critic_loss = (q - y).pow(2).mean(1).sum()
+        action, log_prob = self.sample(rows.obs, noise[0], train=True)
+        judged = torch.stack([critic(torch.cat([rows.obs, action], -1), train=False)[:, 0] for critic in self.critics])
+        actor_loss = (alpha * log_prob - judged.min(0).values).mean()
+        alpha_loss = -(self.log_alpha * (log_prob - 2.0).detach()).mean()
+        for group, loss in zip(self.groups, (critic_loss, actor_loss, alpha_loss), strict=True):
+            for p, grad in zip(group, torch.autograd.grad(loss, group, retain_graph=True), strict=True):
+                p.grad = grad
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for network in (self.actor, *self.critics):
+            network.follow()
+
+    def differences(self, learner: ActorCritic) -> dict[str, float]:
+        """The largest difference of any number of actor and critics, and of their running statistics."""
+        networks, vectors = learner.networks, learner.vectors
+        policy = networks.policy_views(vectors["policy"])
+        pairs = {"actor": [*zip([*self.actor.params, self.log_alpha], policy, strict=True)], "critic": []}
+        pairs["actor running"] = [
+            *zip(self.actor.running, networks.actor.statistics_views(vectors["policy.statistics"]), strict=True)
+        ]
+        pairs["critic running"] = []
+        for i, critic in enumerate(self.critics):
+            theirs = [p[i] for p in networks.critic.views(vectors["critic"])]
+            running = [x[i] for x in networks.critic.statistics_views(vectors["critic.statistics"])]
+            pairs["critic"] += zip(critic.params, theirs, strict=True)
+            pairs["critic running"] += zip(critic.running, running, strict=True)
+        return {
+            name: max(float((a.detach().flatten() - b.flatten()).abs().max()) for a, b in both)
+            for name, both in pairs.items()
+        }
+
+
+def test_crossq_updates_equal_the_plain_ones(make: Make, rows: Rows) -> None:
+    normal = Regularization(batch_norm="batch")
+    learner = make(lr=3e-3, beta1=0.5, target_networks=False, regularization=normal)
+    plain, batches = PlainCrossQ(learner, 3e-3), rows(10, 32)
+    noise = torch.randn(10, 2, 32, 2, generator=Generator().manual_seed(5))
+    for u in range(10):
+        plain.update(batches[u], noise[u])
+    assert min(plain.differences(learner).values()) > 1e-3
+    run(learner, batches)
+    assert max(plain.differences(learner).values()) < 1e-5

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from agents.actor_critic import ActorCritic, GradientDiversity, PolicyAverage, Reset, ShrinkPerturb
 from agents.actor_critic.networks import Network, Regularization
-from agents.actor_critic.policies import Categorical, SquashedGaussian
+from agents.actor_critic.policies import ActionNoise, Categorical, SquashedGaussian
 from agents.actor_critic.running import RunningNormalizer
 from envs.errors import UserError
 from envs.spec import ActionSpec, EnvSpec
@@ -158,6 +158,22 @@ def test_policy_average_weighs_without_bias_and_acts_in_evaluation(make: Make, r
     assert not torch.allclose(explored, learner.act(obs, generator()), atol=1e-4)
 
 
+def test_a_reset_of_the_policy_starts_its_average_anew(make: Make, rows: Rows) -> None:
+    averages = {}
+    for parts in ("all", "policy", "critic"):
+        learner = make(callbacks=[PolicyAverage(0.9), Reset([3], parts)], lr=0.1)
+        learner.update(rows(3, 16), generator())
+        averages[parts] = learner.callbacks[0].policy_vector()
+        learner.update(rows(1, 16, seed=1), generator())
+        only = torch.equal(learner.callbacks[0].policy_vector(), learner.vectors["policy"])
+        assert only == (parts != "critic")
+    assert averages["all"] is averages["policy"] is None
+    assert averages["critic"] is not None
+    after = make(callbacks=[Reset([3]), PolicyAverage(0.9)], lr=0.1)
+    after.update(rows(3, 16), generator())
+    assert torch.equal(after.callbacks[1].policy_vector(), after.vectors["policy"])
+
+
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
@@ -202,6 +218,22 @@ def test_a_missing_weight_column_is_named(make: Make, rows: Rows) -> None:
         make(sample_weights="raw").update(rows(1, 8), generator())
 
 
+def test_the_actor_has_a_step_size_of_its_own(make: Make, rows: Rows) -> None:
+    for options, size in (({"actor_lr": 1e-3}, 1e-3), ({}, 1e-2)):
+        learner = make(lr=1e-2, **options)
+        before = {name: learner.vectors[name].clone() for name in ("policy", "critic")}
+        learner.update(rows(1, 16), generator())
+        moved = {name: float((learner.vectors[name] - old).abs().max()) for name, old in before.items()}
+        assert moved == pytest.approx({"policy": size, "critic": 1e-2}, rel=0.01)  # Adam's first step
+
+
+def test_the_usual_target_entropy(make: Make) -> None:
+    for actions in (2, 5):
+        spec = EnvSpec("toy", "0", "", 3, ActionSpec("discrete", actions))
+        assert ActorCritic(spec, hidden=4).networks.rule.target_entropy == pytest.approx(0.98 * math.log(actions))
+    assert make().networks.rule.target_entropy == -2.0
+
+
 def test_log_prob_weights_weigh_each_dimension(make: Make, rows: Rows) -> None:
     batches = rows(1, 64)
     found = [
@@ -234,8 +266,8 @@ def test_observations_are_standardised_when_asked(make: Make, rows: Rows) -> Non
     scaled = rows(1, 64).map(lambda x: x.clone())
     scaled.obs, scaled.next_obs = 100.0 * scaled.obs + 5.0, 100.0 * scaled.next_obs + 5.0
     learners = [make(normalize_obs=True), make(normalize_obs=True)]
-    learners[0].update(rows(1, 64), generator())
-    learners[1].update(scaled, generator())
+    reports = learners[0].update(rows(1, 64), generator()), learners[1].update(scaled, generator())
+    assert reports[0] == pytest.approx(reports[1], rel=1e-4)  # next observations too
     actions = [learner.act(o, None) for learner, o in zip(learners, (obs, 100.0 * obs + 5.0), strict=True)]
     torch.testing.assert_close(*actions, atol=1e-4, rtol=0)
 
@@ -290,6 +322,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "diversity of choices": ({"kind": "discrete", "terms": [GradientDiversity()]}, "GradientDiversity"),
     "no hidden matrix": ({"layers": 1, "regularization": Regularization(spectral_norm=True)}, "spectral_norm"),
     "device": ({"device": "toaster"}, "device"),
+    "noise of a sampled policy": ({"noise": ActionNoise(exploration=0.3)}, "noise.*policy is gaussian"),
+    "noise of choices": ({"kind": "discrete", "noise": ActionNoise(clip=0.1)}, "noise"),
+    "weights of the actor alone": ({"weigh_actor": True}, "weigh_actor.*sample_weights is ignore"),
+    "subset of all": ({"critics": 5, "subset": 3}, "subset.*target is min"),
 }
 
 
@@ -297,6 +333,28 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 def test_options_that_cannot_work_are_refused(make: Make, options: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError, match=named):
         make(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"noise": ActionNoise(), "subset": 2},  # as a configuration with every default written out has it
+        {"noise": ActionNoise(exploration=0.3), "policy": "deterministic"},
+        {"weigh_actor": True, "sample_weights": "raw"},
+        {"critics": 5, "subset": 3, "target": "random_subset_min"},
+        {"critics": 1},
+    ],
+)
+def test_options_that_go_together_pass(make: Make, options: dict[str, Any]) -> None:
+    make(**options)
+
+
+@pytest.mark.parametrize("name", ["exploration", "target", "clip"])
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+def test_noise_that_is_none_is_refused(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"noise\.{name}: .*at least 0"):
+        ActionNoise(**{name: value})
+    ActionNoise(**{name: 0.0})
 
 
 def test_bad_callbacks_are_refused() -> None:

@@ -161,6 +161,24 @@ def test_droq_drops_in_learning_only(make: Make, rows: Rows) -> None:
     assert losses[0]["critic_loss"] != pytest.approx(losses[1]["critic_loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize(("place", "reported"), [(0, "critic_loss"), (1, "critic_loss"), (2, "actor_loss")])
+def test_droq_drops_in_the_target_in_the_critics_loss_and_in_the_actors(
+    make: Make, rows: Rows, monkeypatch: pytest.MonkeyPatch, place: int, reported: str
+) -> None:
+    learners = [make(regularization=Regularization(dropout=0.25, layer_norm=True)) for _ in range(2)]
+    drop, found = learners[0]._dropout, []
+    for learner, share in zip(learners, (1.0, 0.0), strict=True):
+
+        def factors(size: int, generator: Generator, share: float = share) -> list[Tensor]:
+            drawn = drop(size, generator)
+            assert drawn is not None
+            return [share * keep if i == place else keep for i, keep in enumerate(drawn)]
+
+        monkeypatch.setattr(learner, "_dropout", factors)
+        found.append(learner.update(rows(1, 64), generator())[reported])
+    assert found[0] != pytest.approx(found[1], rel=1e-4)
+
+
 # -- CrossQ ------------------------------------------------------------------------------------------------------------
 
 

@@ -341,6 +341,19 @@ def test_bad_arguments_are_refused(wrong: Callable[[], object]) -> None:
         wrong()
 
 
+@pytest.mark.parametrize("action", [-1, 3, 0.5, None, "left", np.nan, [0, 1]])
+def test_what_is_no_choice_is_refused_by_name(action: Any) -> None:
+    model = ensemble(discrete=True)
+    single, many = ModelEnv(model, STARTS), ModelVectorEnv(model, STARTS, 2)
+    for env, actions in ((single, action), (many, [1, action] if not isinstance(action, list) else [0.5, 1])):
+        env.reset(seed=0)
+        with pytest.raises(UserError, match=r"action: .*whole number from 0 to 2"):
+            env.step(actions)
+    for good in (1, np.int64(1), np.array(1), 1.0):
+        single.step(good)
+    many.step(np.array([0, 1]))
+
+
 def test_stepping_before_a_reset_is_refused() -> None:
     with pytest.raises(RuntimeError, match="reset"):
         ModelEnv(walks.Walk(), STARTS).step(np.zeros(1))

@@ -30,6 +30,23 @@ def test_published_schedules(name: str) -> None:
     check_published(HorizonSchedule(1000 * e0, 1000 * e1, k0, k1), e0, e1, k0, k1)
 
 
+EXPLORED = 5000
+"""Random steps before the first published epoch."""
+
+
+@pytest.mark.parametrize("every", [1000, 1])
+@pytest.mark.parametrize("name", ["Hopper", "Ant"])
+def test_epochs_after_the_exploration_are_exact_within_epochs_too(name: str, every: int) -> None:
+    e0, e1, k0, k1 = PUBLISHED[name]
+    schedule = HorizonSchedule(EXPLORED + 1000 * e0, EXPLORED + 1000 * e1, k0, k1, every)
+    found, published = [], []
+    for t in range(0, EXPLORED + 1000 * (e1 + 3), 250):
+        share = min(max(((t - EXPLORED) // 1000 - e0) / (e1 - e0), 0), 1)
+        published.append(math.floor(k0 + share * (k1 - k0) + 1e-9))
+        found.append(schedule(t))
+    assert (found == published) == (every == 1000)
+
+
 def test_the_horizon_grows_at_the_very_step() -> None:
     schedule = HorizonSchedule(4000, 8000, 1, 3)
     assert [schedule(t) for t in (0, 4000, 5999, 6000, 7999, 8000, 10**7)] == [1, 1, 1, 2, 2, 3, 3]
@@ -50,7 +67,7 @@ def test_equal_times_jump_and_horizons_may_shrink() -> None:
     assert [down(t) for t in (0, 1, 5, 6, 10)] == [3, 2, 2, 1, 1]
 
 
-@pytest.mark.parametrize("arguments", [(10, 5, 1, 1), (-1, 5, 1, 1), (0, 5, 0, 1), (0, 5, 1, 0)])
-def test_bad_schedules_are_refused(arguments: tuple[int, int, int, int]) -> None:
+@pytest.mark.parametrize("arguments", [(10, 5, 1, 1), (-1, 5, 1, 1), (0, 5, 0, 1), (0, 5, 1, 0), (0, 5, 1, 1, 0)])
+def test_bad_schedules_are_refused(arguments: tuple[int, ...]) -> None:
     with pytest.raises(UserError):
         HorizonSchedule(*arguments)

@@ -12,8 +12,9 @@ from torch import Generator, Tensor
 from torch.distributions import Normal, kl_divergence
 
 from envs.errors import UserError
+from envs.spec import ActionSpec, EnvSpec, never
 from mbrl.models.base import HasDistribution, State, require
-from mbrl.models.ensemble import ProbabilisticEnsemble
+from mbrl.models.ensemble import ProbabilisticEnsemble, Regression
 
 COMBINATIONS = [
     {"layout": layout, "reward": reward, "end": end, "probabilistic": probabilistic}
@@ -338,3 +339,30 @@ def test_compiled_steps_equal_eager_ones(system: Any, make_ready: Any) -> None:
 def test_sizes_that_cannot_be_are_refused(options: dict[str, int], system: Any) -> None:
     with pytest.raises(UserError):
         ProbabilisticEnsemble(system().spec, **options)
+
+
+# -- elites --------------------------------------------------------------------------------------------------------
+
+
+def test_the_score_decides_who_is_elite() -> None:
+    """Squared errors of the first member (1e-4, 1e-4, 4), of the second (1, 1, 1), of the third (9, 9, 9).
+
+    Published with MBPO is the mean: 1.33, 1, 9. The geometric mean is 0.0034, 1, 9.
+    """
+    spec = EnvSpec("Line-v0", "0", "0", 2, ActionSpec("continuous", 1, (-1.0,), (1.0,)), termination=never)
+    errors = torch.tensor([[0.01, 0.01, 2.0], [1.0, 1.0, 1.0], [3.0, 3.0, 3.0]])
+    chosen = {}
+    for score in ("geometric", "mean"):
+        model = ProbabilisticEnsemble(spec, members=3, elites=1, hidden=4, probabilistic=False, score=score)  # type: ignore[arg-type]
+        with torch.no_grad():
+            model.weights[-1].zero_()
+            model.biases[-1][:, 0] = errors
+        found, _ = model.holdout_score(Regression(torch.zeros(5, 3), torch.zeros(5, 3), torch.zeros(5, 0)))
+        model.set_elites(found)
+        chosen[score] = model.get_buffer("elites").tolist()
+        if score == "mean":
+            torch.testing.assert_close(found, errors.square().mean(1))
+    assert chosen == {"geometric": [0], "mean": [1]}
+    assert ProbabilisticEnsemble(spec).score == "geometric"
+    with pytest.raises(UserError, match=r"score.*mean"):
+        ProbabilisticEnsemble(spec, score="maen")  # type: ignore[arg-type]
