@@ -13,21 +13,16 @@ from experiments.compare.status import Status
 if TYPE_CHECKING:
     from rich.table import Table
 
+WELL_ON_ITS_WAY = 0.05
+"""Part of a run from which on its own pace says how long it takes"""
+
 
 class Progress:
-    """How far every job is, read from the runs' own records, and how long the rest will take."""
+    """How far every job is and how long the rest will take, read from the runs' own records."""
 
     def __init__(self, status: Status, processes: int) -> None:
         self.status, self.processes = status, processes
-        self.began: dict[Job, tuple[float, int]] = {}
-        self.took: dict[tuple[str, str], list[float]] = {}
-
-    def changed(self, job: Job, state: State) -> None:
-        """See a job begin or end, to learn how long one takes."""
-        if state == "running":
-            self.began[job] = time.monotonic(), last_record(job.folder).get("env_steps", 0)
-        elif state == "done" and job in self.began and self.began[job][1] == 0:
-            self.took.setdefault((job.agent, job.env), []).append(time.monotonic() - self.began[job][0])
+        self.took: dict[Job, float] = {}
 
     def share(self, job: Job) -> float:
         """Part of the job that is done."""
@@ -37,25 +32,29 @@ class Progress:
         return min(1.0, int(last_record(job.folder).get("env_steps", 0)) / max(1, job.steps))
 
     def seconds_left(self) -> float | None:
-        """Wall-clock until all is done, from the runs that have ended or are well on their way; None before any."""
+        """Wall-clock until all is done, from the runs that are done or well on their way; None before any."""
         open_jobs = {job: self.share(job) for job in self.status.missing if self.status.states[job][0] != "failed"}
-        known = {kind: mean(times) for kind, times in self.took.items()}
+        known = self._usual_times()
         for job, share in open_jobs.items():
-            known.setdefault((job.agent, job.env), self._extrapolated(job, share))
-        measured = [seconds for seconds in known.values() if seconds > 0.0]
-        if not measured:
+            if share > WELL_ON_ITS_WAY:
+                known.setdefault((job.agent, job.env), _seconds(job) / share)
+        if not known:
             return None
-        usual = mean(measured)
-        rest = [(1.0 - share) * (known[job.agent, job.env] or usual) for job, share in open_jobs.items()]
+        usual = mean(known.values())
+        rest = [(1.0 - share) * known.get((job.agent, job.env), usual) for job, share in open_jobs.items()]
         return max(sum(rest) / self.processes, max(rest, default=0.0))
 
-    def _extrapolated(self, job: Job, share: float) -> float:
-        """Seconds for the whole job at the rate of this one; 0 while it cannot be told."""
-        if job not in self.began:
-            return 0.0
-        began, at = self.began[job]
-        gained = share - at / max(1, job.steps)
-        return (time.monotonic() - began) / gained if gained > 0.02 else 0.0
+    def _usual_times(self) -> dict[tuple[str, str], float]:
+        """Mean seconds of the runs that are done, by agent and environment."""
+        done = [job for job, (state, _) in self.status.states.items() if state == "done"]
+        self.took |= {job: _seconds(job) for job in done if job not in self.took}
+        kinds = {(job.agent, job.env) for job in done}
+        return {kind: mean(self.took[job] for job in done if (job.agent, job.env) == kind) for kind in kinds}
+
+
+def _seconds(job: Job) -> float:
+    """Wall-clock that the run's records tell of, earlier processes included."""
+    return float(last_record(job.folder).get("seconds", 0.0))
 
 
 def last_return(jobs: Sequence[Job]) -> float | None:

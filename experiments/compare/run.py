@@ -51,7 +51,6 @@ async def _watch(status: Status, processes: int, execute: Execute, stream: IO[st
 
     def changed(job: Job, state: State, error: str | None) -> None:
         status.change(job, state, error)
-        progress.changed(job, state)
         view.changed(job, state, error)
 
     async def redraw() -> None:

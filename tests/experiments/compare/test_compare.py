@@ -145,18 +145,27 @@ def test_one_comparison_at_a_time(tmp_path: Path) -> None:
         compare(tiny(), tmp_path, 1, execute=Pretended())
 
 
-def test_time_left(tmp_path: Path) -> None:
+def written(job: Job, env_steps: int, seconds: float) -> None:
+    """Leave the records of a run that has come this far."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / "metrics.jsonl").write_text(json.dumps({"env_steps": env_steps, "seconds": seconds}) + "\n")
+
+
+def test_time_left_is_that_of_the_runs_own_records(tmp_path: Path) -> None:
     suite = tiny(seeds=2)
     jobs = make_jobs(suite, tmp_path, ())
     status = Status(tmp_path, suite, jobs)
-    progress = Progress(status, processes=2)
+    progress = Progress(status, processes=1)
     assert progress.seconds_left() is None
-    progress.took = {("random", "CartPole-v1"): [100.0, 300.0]}
+    written(jobs[0], 60, 200.0)  # done by an earlier process: it counts as well
     status.states[jobs[0]] = "done", None
-    assert progress.seconds_left() == pytest.approx(3 * 200.0 / 2)
+    assert progress.seconds_left() == pytest.approx(3 * 200.0)
+    written(jobs[1], 30, 50.0)  # of the other agent, half done: a whole run takes 100 s
+    assert progress.seconds_left() == pytest.approx(50.0 + 200.0 + 100.0)
     status.states[jobs[1]] = "failed", "broken"
-    assert progress.seconds_left() == pytest.approx(200.0)
-    assert headline(progress) == "1 of 4 runs done, about 3 min left"
+    assert progress.seconds_left() == pytest.approx(200.0 + 200.0)
+    assert Progress(status, processes=8).seconds_left() == pytest.approx(200.0), "no less than the longest"
+    assert headline(progress) == "1 of 4 runs done, about 7 min left"
     assert table(progress).row_count == 2
     assert [duration(s) for s in (12.0, 600.0, 7200.0)] == ["12 s", "10 min", "2.0 h"]
 
