@@ -88,7 +88,7 @@ class Session:
     def create(self, out: str | None, command: Sequence[str]) -> RunDirectory:
         """The run directory: made only now that everything could be built."""
         name = f"{self.resolved.name}-{self.config.env.id}-s{self.config.seed}".replace("/", "-").replace(":", "-")
-        origin = {"command": list(command), "sources": [str(path) for path in self.resolved.sources]}
+        origin = {"command": list(command), "sources": [_told(path) for path in self.resolved.sources]}
         return RunDirectory.create(free_path(out, name), self.resolved.text, origin)
 
     @contextmanager
@@ -114,6 +114,12 @@ class Session:
         self.pool.close()
         self.evaluator.close()
         torch.set_flush_denormal(False)
+
+
+def _told(source: Path) -> str:
+    """A file of this project by its place in it, wherever that lies; others as they were named."""
+    root = Path(__file__).resolve().parents[1]
+    return str(source.relative_to(root)) if source.is_relative_to(root) else str(source)
 
 
 @contextmanager

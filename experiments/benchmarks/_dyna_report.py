@@ -97,4 +97,4 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
 def _line(axes: Any, run: dict[str, Any], axis: int) -> None:
     xs, ys = [point[axis] for point in run["curve"]], [point[2] for point in run["curve"]]
     name = run["label"] if run["seed"] == 0 else None
-    axes.plot(xs, ys, color=COLOURS.get(run["label"], "#b91c1c"), alpha=0.8, linewidth=1.3, label=name)
+    axes.plot(xs, ys, color=COLOURS.get(run["label"], "#b91c1c"), alpha=0.8, linewidth=1.3, marker=".", label=name)

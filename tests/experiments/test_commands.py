@@ -173,3 +173,14 @@ def test_numbers_that_underflow_are_flushed_while_a_run_lives() -> None:
     session.close()
     assert inside == 0.0
     assert float(tiny * 0.5) > 0.0
+
+
+def test_recipes_of_the_project_are_recorded_by_their_place_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("agent: RandomAgent\nsteps: 0\nevaluation: {episodes: 1}\n")
+    for recipe in ("random", "mine.yaml"):
+        assert main(["train", recipe, "--env", "CartPole-v1", "--out", recipe[:4], "--steps", "0", "--quiet"]) == 0
+    sources = [json.loads((tmp_path / run / "versions.json").read_text())["sources"] for run in ("rand", "mine")]
+    assert sources == [["experiments/recipes/random.yaml"], ["mine.yaml"]]
