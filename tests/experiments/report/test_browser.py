@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,7 +41,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     for argument in (*QUIET, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
         options.add_argument(argument)
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    home = {"XDG_CONFIG_HOME": str(tmp_path_factory.mktemp("config"))}  # crash reports go there, whatever the profile
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER, env=os.environ | home))
     yield driver
     driver.quit()
 
