@@ -6,14 +6,13 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import envs
 from envs.errors import UserError
-from experiments.storage import disk_errors, sync_directory
+from experiments.storage import disk_errors, make_folder
 
 PACKAGES = ("mbrl-platform", "torch", "numpy", "gymnasium", "mujoco", "jsonargparse", "stable-baselines3", "ray")
 
@@ -41,17 +40,8 @@ class RunDirectory:
     @classmethod
     def create(cls, path: Path, config: str, origin: dict[str, Any]) -> RunDirectory:
         """Make ``path`` with ``config.yaml`` and ``versions.json`` in it, in one rename."""
-        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with disk_errors(path):
-            aside.mkdir(parents=True)
-        try:
-            with disk_errors(path):
-                (aside / "config.yaml").write_text(config)
-                (aside / "versions.json").write_text(json.dumps(versions() | origin, indent=1) + "\n")
-                os.replace(aside, path)  # refuses a directory that is not empty
-                sync_directory(path.parent)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        told = json.dumps(versions() | origin, indent=1) + "\n"
+        make_folder(path, {"config.yaml": config.encode(), "versions.json": told.encode()})
         return cls(path)
 
 

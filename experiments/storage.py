@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -56,6 +57,24 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def make_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """A new folder with these files in it, in one rename: whole, or not there.
+
+    Raises:
+        UserError: the disk refuses, or there is a folder that is not empty.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with disk_errors(path):
+            aside.mkdir(parents=True)
+            for name, data in files.items():
+                (aside / name).write_bytes(data)
+            os.replace(aside, path)  # refuses a directory that is not empty
+            sync_directory(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_leftovers(directory: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +17,7 @@ from experiments.config import Resolved, resolve
 from experiments.diagnosis.building import build, fitter_of, model_of
 from experiments.diagnosis.dataset import Dataset, Split, need_fit, of_episodes, read_dataset, split_episodes
 from experiments.run import free_path, versions
-from experiments.storage import disk_errors, sync_directory
+from experiments.storage import make_folder
 from mbrl import seeding
 from mbrl.data.buffer import ReplayBuffer
 from mbrl.diagnostics.judge import judge
@@ -132,16 +130,7 @@ def _write(path: Path, resolved: Resolved, model: DynamicsModel, record: Mapping
         "versions.json": (json.dumps(versions(), indent=1) + "\n").encode(),
         SUMMARY: (summary + "\n").encode(),
     }
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with disk_errors(path):
-            aside.mkdir(parents=True)
-            for name, data in files.items():
-                (aside / name).write_bytes(data)
-            os.replace(aside, path)
-            sync_directory(path.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    make_folder(path, files)
 
 
 def plain(value: Any) -> Any:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from markupsafe import Markup
 from envs.errors import UserError
 from experiments.pages import cells, drawing, palette
 from experiments.pages.parts import Choice, Figure, Fold, Page, Part, Table
-from experiments.storage import disk_errors, sync_directory, write_atomically
+from experiments.storage import disk_errors, make_folder, write_atomically
 
 HERE = Path(__file__).parent
 INDEX = "index.html"
@@ -53,7 +51,7 @@ def write_page(page: Page, folder: Path, files: Mapping[str, bytes] | None = Non
     old = _old_files(folder)
     content = {**(files or {}), **render(page, list(files or {}))}
     if old is None:
-        _write_new(folder, content)
+        make_folder(folder, content)
     else:
         _write_over(folder, content, old)
     return folder / INDEX
@@ -145,19 +143,6 @@ def _old_files(folder: Path) -> set[str] | None:
     if f'content="{GENERATOR}"' not in text:
         raise UserError("--out", str(folder), "it holds something that is no report; name another folder")
     return set(re.findall(r'href="([^"#/:]+\.(?:png|svg|csv))"', text))
-
-
-def _write_new(folder: Path, content: Mapping[str, bytes]) -> None:
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        with disk_errors(folder):
-            aside.mkdir(parents=True)
-            for name, data in content.items():
-                (aside / name).write_bytes(data)
-            os.replace(aside, folder)
-            sync_directory(folder.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_over(folder: Path, content: Mapping[str, bytes], old: set[str]) -> None:
