@@ -143,10 +143,10 @@ def test_a_run_whose_files_were_changed_is_not_continued(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_pets_killed_ten_times_equals_uninterrupted(workplace: Path) -> None:
-    command = ["train", "pets", "--env", "Pendulum-v1", "--steps=600", "--num-envs=4", "--quiet"]
+    command = ["train", "pets", "--env", "Pendulum-v1", "--steps=1200", "--num-envs=4", "--quiet"]
     command += ["--checkpoint.every=40", "--evaluation.episodes=2", "--evaluation.every=200"]
     command += ["--env.max_episode_steps=40", "--agent.init_args.planner.init_args.horizon=8"]
     assert main([*command, "--out=whole"]) == 0
-    killed = kill_and_resume([*command, "--out=killed"], workplace / "killed", 10, random.Random(11), 2.0)
+    killed = kill_and_resume([*command, "--out=killed"], workplace / "killed", 10, random.Random(11), 1.0)
     assert killed == 10
     assert records(workplace / "killed") == records(workplace / "whole")
