@@ -17,7 +17,7 @@ from mbrl import seeding
 from mbrl.clock import Clock
 from mbrl.data.transitions import Transitions
 from mbrl.diagnostics.judge import judge
-from mbrl.fitting import Fitter
+from mbrl.fitting import ModelFitter
 from mbrl.imagination.filters import Filter
 from mbrl.imagination.model_buffer import ModelBuffer, mixed_batches, published_capacity
 from mbrl.imagination.rollout import PolicyChooser, imagine
@@ -60,7 +60,7 @@ class DynaAgent(OffPolicyAgent):
         spec: EnvSpec,
         model: Callable[[EnvSpec], DynamicsModel],
         learner: Callable[[EnvSpec], ActorCritic],
-        fitter: Fitter,
+        fitter: ModelFitter,
         horizon: HorizonSchedule | None = None,
         filters: list[Filter] | None = None,
         starts: StartSampler | None = None,

@@ -24,7 +24,7 @@ from mbrl.data.buffer import ReplayBuffer
 from mbrl.data.record import Record
 from mbrl.data.transitions import Transitions
 from mbrl.diagnostics.judge import judge
-from mbrl.fitting import Fitter
+from mbrl.fitting import ModelFitter
 from mbrl.models.base import DynamicsModel, State
 from mbrl.planning.base import Planner
 from mbrl.planning.objective import Objective
@@ -62,7 +62,7 @@ class MPCAgent(Agent):
         model: Callable[[EnvSpec], DynamicsModel],
         planner: Callable[[EnvSpec], Planner],
         objective: Objective | None = None,
-        fitter: Fitter | None = None,
+        fitter: ModelFitter | None = None,
         warmup_steps: int = 200,
         fit_every: int = 50,
         action_limit: float = 1.0,
@@ -77,8 +77,6 @@ class MPCAgent(Agent):
             raise UserError("fit_every, warmup_steps", (fit_every, warmup_steps), "fit_every >= 1, warmup_steps >= 0")
         check_exploration(spec, exploration_std)
         self.model = model(spec).to(self.device)
-        if fitter and not any(True for _ in self.model.parameters()):
-            raise UserError("fitter", type(self.model).__name__, "this model has nothing to train; leave it out")
         if fitter:
             fitter.check(self.model)
         self.planner = planner(spec)
@@ -155,7 +153,7 @@ class MPCAgent(Agent):
         gap = plan_gap(buffer, self.planner.horizon, self.fit_every, slots)
         return {"fit": report} | ({"plan": {"gap": gap}} if gap is not None else {})
 
-    def judge_model(self, fitter: Fitter) -> dict[str, float]:
+    def judge_model(self, fitter: ModelFitter) -> dict[str, float]:
         """Its errors by depth and its calibration on what came since the last fit.
 
         The random numbers are a stream of their own, so that judging changes nothing of what is learned.

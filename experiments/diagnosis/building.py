@@ -13,7 +13,7 @@ from envs.errors import UserError
 from envs.spec import EnvSpec
 from experiments.config import Resolved, make_one_env, resolve
 from experiments.session import build_agent
-from mbrl.fitting import Fitter
+from mbrl.fitting import ModelFitter
 from mbrl.models.base import DynamicsModel
 from mbrl.seeding import seeded
 
@@ -47,9 +47,9 @@ def model_of(agent: Agent, where: str) -> DynamicsModel:
     raise UserError(where, type(agent).__name__, "this agent has no dynamics model; pets and mbpo-fast have one")
 
 
-def fitter_of(agent: Agent, where: str) -> Fitter:
+def fitter_of(agent: Agent, where: str) -> ModelFitter:
     """How the agent trains its model."""
     fitter: Any = getattr(agent, "fitter", None)
-    if isinstance(fitter, Fitter):
+    if isinstance(fitter, ModelFitter):
         return fitter
     raise UserError(where, type(agent).__name__, "its model is not learned (it has no fitter)")

@@ -22,7 +22,7 @@ from experiments.run import RunDirectory
 from experiments.session import foreign_state
 from mbrl.data.buffer import ReplayBuffer
 from mbrl.data.transitions import Transitions
-from mbrl.fitting import Fitter
+from mbrl.fitting import ModelFitter
 from mbrl.models.base import DynamicsModel
 
 LEAST_ROWS = 100
@@ -172,15 +172,15 @@ def held_out(agent: Agent, rows: Transitions, wrapped: bool) -> Tensor:
     """
     nobody = torch.zeros(len(rows), dtype=torch.bool)
     fitter = getattr(agent, "fitter", None)
-    if not isinstance(fitter, Fitter) or not fitter.holdout:
+    if not isinstance(fitter, ModelFitter) or not fitter.holdout:
         return nobody
-    once, again = (_mask(fitter, rows, seed) for seed in (0, 1))
+    once, again = (_mask(fitter, model_of(agent, "agent").window, rows, seed) for seed in (0, 1))
     moves = wrapped and int(once.sum()) >= fitter.max_holdout
     return once if torch.equal(once, again) and not moves else nobody
 
 
-def _mask(fitter: Fitter, rows: Transitions, seed: int) -> Tensor:
-    _, held = fitter.split(rows, torch.Generator().manual_seed(seed))
+def _mask(fitter: ModelFitter, window: int, rows: Transitions, seed: int) -> Tensor:
+    _, held = fitter.split(rows, torch.Generator().manual_seed(seed), window)
     mask = torch.zeros(len(rows), dtype=torch.bool)
     mask[held] = True
     return mask

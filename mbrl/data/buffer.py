@@ -161,19 +161,11 @@ class ReplayBuffer:
 
     def _find_chains(self, length: int) -> Tensor:
         where = self.ids % self.capacity
-        episode, step = self.columns["episode"][where], self.columns["step"][where]
-        order = torch.from_numpy(np.lexsort((step.cpu().numpy(), episode.cpu().numpy()))).to(self.device)
-        episode, step = episode[order], step[order]
-        broken = (episode.diff() != 0) | (step.diff() != 1)
-        if "task" in self.columns:
-            broken |= self.columns["task"][where][order].diff() != 0
-        count = len(order) - length + 1
-        if length >= 1 and count > 0:
-            chain = torch.cat([broken.new_zeros(1), broken]).cumsum(0)
-            first = (chain[length - 1 :] == chain[:count]).nonzero()[:, 0]
-            if len(first):
-                return self.ids[0] + order[first + torch.arange(length, device=self.device)[:, None]]
-        raise UserError("window length", length, f"no stored episode has that many steps ({len(self)} rows stored)")
+        task = self.columns["task"][where] if "task" in self.columns else None
+        found = consecutive(self.columns["episode"][where], self.columns["step"][where], length, task)
+        if not found.shape[1]:
+            raise UserError("window length", length, f"no stored episode has that many steps ({len(self)} rows stored)")
+        return self.ids[0] + found
 
     def _need_rows(self) -> None:
         if not len(self):
@@ -225,6 +217,23 @@ class ReplayBuffer:
         buffer.columns = {name: torch.from_numpy(array) for name, array in arrays.items()}
         buffer.total_added = rows
         return buffer
+
+
+def consecutive(episode: Tensor, step: Tensor, length: int, task: Tensor | None = None) -> Tensor:
+    """``[length, M]`` row numbers of every window of ``length`` consecutive steps of one episode and task, in rows
+    ``[N]`` of any order.
+    """
+    order = torch.from_numpy(np.lexsort((step.cpu().numpy(), episode.cpu().numpy()))).to(episode.device)
+    episode, step = episode[order], step[order]
+    broken = (episode.diff() != 0) | (step.diff() != 1)
+    if task is not None:
+        broken |= task[order].diff() != 0
+    count = len(order) - length + 1
+    if length < 1 or count < 1:
+        return order.new_empty(max(length, 0), 0)
+    chain = torch.cat([broken.new_zeros(1), broken]).cumsum(0)
+    first = (chain[length - 1 :] == chain[:count]).nonzero()[:, 0]
+    return order[first + torch.arange(length, device=order.device)[:, None]]
 
 
 def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:

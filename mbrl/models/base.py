@@ -92,6 +92,8 @@ class DynamicsModel(nn.Module, ABC):
 
     members: int = 1
     """Networks that are trained side by side. With more than one, the first dimension of every parameter is theirs."""
+    window: int = 1
+    """Consecutive steps of one training example; its batches are ``[members, B, window, ...]`` when above 1."""
 
     def __init__(self, spec: EnvSpec) -> None:
         super().__init__()
@@ -168,7 +170,9 @@ class DynamicsModel(nn.Module, ABC):
         return data
 
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Training loss, and what to log, on prepared rows whose tensors are ``[members, B, ...]``."""
+        """Training loss, and what to log, on prepared rows whose tensors are ``[members, B, ...]`` (with a
+        :attr:`window`, ``[members, B, window, ...]``).
+        """
         raise NotImplementedError(f"{type(self).__name__} is not trained by gradient: it has no loss(batch)")
 
     def holdout_score(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -179,6 +183,12 @@ class DynamicsModel(nn.Module, ABC):
 
     def set_elites(self, score: Tensor) -> None:
         """Hear the members' holdout scores after a fit; ensembles choose whom to predict with."""
+
+    def calibrate(self, held: Transitions, generator: Generator) -> dict[str, float]:
+        """Hear the rows that a fit has held out (all rows if none were), after it; what to log. Models that settle
+        something on unseen data (how often to re-encode, say) do it here.
+        """
+        return {}
 
     def parameter_groups(self, weight_decay: float | Sequence[float]) -> list[dict[str, Any]]:
         """Groups for the optimiser (default: decay on everything); models with layers take a decay for each of them."""
@@ -195,6 +205,40 @@ class HasDistribution(Protocol):
 
     def uncertainty(self, state: State, action: Tensor, kind: Estimator) -> Tensor:
         """``[B]``"""
+
+
+@dataclass
+class LinearParts(Record):
+    """A lifted model, float64: ``z' = A z + B u + sum_i u_i N_i z``, ``obs = C z + offset``; ``u`` in [-1, 1]."""
+
+    a: Tensor
+    """``[N, N]``"""
+    b: Tensor
+    """``[N, A]``"""
+    c: Tensor
+    """``[D, N]``"""
+    offset: Tensor
+    """``[D]``"""
+    bilinear: Tensor | None = None
+    """``[A, N, N]``; None when the action enters linearly"""
+
+
+@runtime_checkable
+class LatentLinear(Protocol):
+    """Models whose state moves linearly in coordinates of its own."""
+
+    def lift(self, obs: Tensor) -> Tensor:
+        """``[..., D] -> [..., N]``"""
+
+    def linear_parts(self) -> LinearParts: ...
+
+
+@runtime_checkable
+class ParallelRollout(Protocol):
+    """Models that can follow many actions without decoding in between."""
+
+    def rollout_latent(self, latent: Tensor, actions: Tensor) -> Tensor:
+        """``[H, B, N]``: latents after each of ``actions [H, B, A]`` from ``latent [B, N]``."""
 
 
 Capability = TypeVar("Capability")

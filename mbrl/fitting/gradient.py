@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from envs.errors import UserError
+from mbrl.data.buffer import consecutive
 from mbrl.data.record import Record
 from mbrl.data.transitions import Transitions
+from mbrl.fitting.base import ModelFitter, check_counts, check_rows, check_shares, check_weights
 from mbrl.models.base import DynamicsModel
 
 
-class Fitter:
-    """Fits an ensemble on all data so far, warm-started from its last weights.
+class Fitter(ModelFitter):
+    """Fits a model by gradient on all data so far, warm-started from its last weights.
 
     With a holdout, training stops when no member has improved its holdout score by ``improvement`` for ``patience``
     epochs, and every member returns to its own best weights (a snapshot of the whole ensemble whenever *any* member
@@ -58,72 +61,72 @@ class Fitter:
         bootstrap: bool = True,
         compile: bool = False,
     ) -> None:
-        _check_shares(holdout=holdout, improvement=improvement)
+        super().__init__(holdout, max_holdout, fresh_holdout)
+        check_shares(improvement=improvement)
         if not 0.0 < lr < math.inf:
             raise UserError("lr", lr, "give a finite number above 0")
         decays = weight_decay if isinstance(weight_decay, Sequence) else [weight_decay]
         if not all(0.0 <= decay < math.inf for decay in decays):
             raise UserError("weight_decay", weight_decay, "give a finite number of at least 0, or one a layer")
-        _check_counts(batch_size=batch_size, max_holdout=max_holdout, patience=patience, max_epochs=max_epochs)
-        _check_counts(max_updates=max_updates, first_updates=first_updates)
+        check_counts(batch_size=batch_size, patience=patience, max_epochs=max_epochs)
+        check_counts(max_updates=max_updates, first_updates=first_updates)
         if holdout == 0.0 and max_updates is None:
             raise UserError("holdout", holdout, "without a holdout nothing stops early: set max_updates")
         self.lr, self.weight_decay, self.batch_size = lr, weight_decay, batch_size
-        self.holdout, self.max_holdout, self.fresh_holdout = holdout, max_holdout, fresh_holdout
         self.patience, self.max_epochs = patience, max_epochs
         self.max_updates = 2**62 if max_updates is None else max_updates
         self.first_updates = self.max_updates if first_updates is None else first_updates
         self.improvement, self.bootstrap, self.compile = improvement, bootstrap, compile
         self.optimizer: torch.optim.Optimizer | None = None
-        self.fits = 0
         self._pending: dict[str, Any] | None = None
         self._loss: Callable[[Any], tuple[Tensor, dict[str, Tensor]]] | None = None
 
     def check(self, model: DynamicsModel) -> None:
-        """Raise ``UserError`` when the weight decays are not as many as ``model`` has layers; needs no data."""
+        """Raise ``UserError`` when ``model`` has nothing to train, or not as many layers as there are weight decays."""
+        if not any(True for _ in model.parameters()):
+            raise UserError("fitter", type(model).__name__, "this model has nothing to train by gradient; leave it out")
         model.parameter_groups(self.weight_decay)
 
     def fit(
         self, model: DynamicsModel, data: Transitions, generator: Generator, weights: Tensor | None = None
     ) -> dict[str, float]:
         """Train on ``data [N]``; ``weights [N]`` weigh the drawing of rows. Returns what to log."""
-        _check(data)
+        check_rows(data)
         if weights is not None:
-            _check_weights(weights, len(data))
+            check_weights(weights, len(data))
         optimizer = self._optimizer(model)
         rows: Record = model.prepare(data)
-        train, held = self.split(data, generator)
+        train, held = self.split(data, generator, model.window)
+        examples = _Examples.of(rows, data, model.window, train, held, generator)
         limit = self.first_updates if self.fits == 0 else self.max_updates
-        updates, epochs, loss = self._train(model, optimizer, rows, train, held, weights, generator, limit)
+        updates, epochs, loss = self._train(model, optimizer, examples, weights, generator, limit)
         self.fits += 1
         report = {"gradient_steps": float(updates), "epochs": float(epochs), "loss": loss, "rows": float(len(data))}
-        if len(held):
-            score, extra = model.holdout_score(rows[held])
+        if len(examples.held):
+            score, extra = model.holdout_score(examples[examples.held])
             model.set_elites(score)
             report |= {"holdout_score": float(score.mean())} | {name: float(v) for name, v in extra.items()}
-        return report
+        return report | model.calibrate(data[held if len(held) else train], generator)
 
     def _train(
         self,
         model: DynamicsModel,
         optimizer: torch.optim.Optimizer,
-        rows: Record,
-        train: Tensor,
-        held: Tensor,
+        examples: _Examples,
         weights: Tensor | None,
         generator: Generator,
         limit: int,
     ) -> tuple[int, int, float]:
         """Epochs until the limit or until no member improves; returns (updates, epochs, last loss)."""
-        best = _Best(model, rows[held], self.improvement) if len(held) else None
-        members = self._member_rows(model.members, train, weights, generator)
+        best = _Best(model, examples[examples.held], self.improvement) if len(examples.held) else None
+        members = self._member_rows(model.members, examples.train, examples.weigh(weights), generator)
         updates, epoch, stale, loss = 0, 0, 0, math.nan
         per_epoch = max(1, members.shape[1] // self.batch_size)
         while updates < limit and epoch < self.max_epochs and stale < self.patience:
-            total, steps = torch.zeros((), device=train.device), min(per_epoch, limit - updates)
+            total, steps = torch.zeros((), device=members.device), min(per_epoch, limit - updates)
             order = _shuffle(members, generator)
             for i in range(steps):
-                total += self._update(optimizer, rows[order[:, i * self.batch_size : (i + 1) * self.batch_size]])
+                total += self._update(optimizer, examples[order[:, i * self.batch_size : (i + 1) * self.batch_size]])
             updates, epoch = updates + steps, epoch + 1
             loss = float(total) / (steps * model.members)
             if best is not None:
@@ -139,23 +142,6 @@ class Fitter:
         loss.backward()
         optimizer.step()
         return loss.detach()
-
-    def split(self, data: Transitions, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Row numbers to train on (shuffled) and to hold out."""
-        order = torch.randperm(len(data), generator=generator, device=generator.device)
-        held = min(int(self.holdout * len(data)), self.max_holdout)
-        if not held or self.fresh_holdout:
-            return order[held:], order[:held]
-        rank = _fixed_rank(data)
-        if len(rank.unique()) < len(data):
-            return order[held:], order[:held]
-        # The line is drawn in the ranks, not at a number of rows, so that it does not move as rows come.
-        line = round((2.0 * self.holdout - 1.0) * 2.0**63)
-        line = min(line, int(rank.kthvalue(min(self.max_holdout + 1, len(rank))).values))
-        inside = rank[order] < line
-        if bool(inside.all()) or not bool(inside.any()):  # too few rows for the line to part them
-            return order[held:], order[:held]
-        return order[~inside], order[inside]
 
     def _member_rows(self, members: int, train: Tensor, weights: Tensor | None, generator: Generator) -> Tensor:
         """``[E, n]`` row numbers of each member's own training set."""
@@ -183,43 +169,49 @@ class Fitter:
 
     def state_dict(self) -> dict[str, Any]:
         state = self._pending if self.optimizer is None else self.optimizer.state_dict()
-        return {"fits": self.fits, "optimizer": state}
+        return super().state_dict() | {"optimizer": state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes effect at the next fit, when the model whose optimiser this is appears."""
-        self.fits, self._pending, self.optimizer = state["fits"], state["optimizer"], None
+        super().load_state_dict(state)
+        self._pending, self.optimizer = state["optimizer"], None
 
 
-def _check_shares(**shares: float) -> None:
-    for name, share in shares.items():
-        if not 0.0 <= share < 1.0:
-            raise UserError(name, share, "give a share in [0, 1)")
+@dataclass(frozen=True)
+class _Examples:
+    """What a batch is made of: single rows, or windows of consecutive rows."""
 
+    rows: Record
+    places: Tensor | None
+    """``[M, T]`` row numbers of each window; None: an example is a row"""
+    train: Tensor
+    held: Tensor
+    """numbers of examples"""
 
-def _check_counts(**counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise UserError(name, count, "give a whole number of at least 1")
+    @classmethod
+    def of(
+        cls, rows: Record, data: Transitions, window: int, train: Tensor, held: Tensor, generator: Generator
+    ) -> _Examples:
+        """Windows all of whose rows are trained on, and windows all of whose rows are held out; others are left out."""
+        if window == 1:
+            return cls(rows, None, train, held)
+        places = consecutive(data.episode, data.step, window, data.task).T
+        if not len(places):
+            fix = f"no episode has so many steps ({len(data)} rows); warm up longer, or make the model's window shorter"
+            raise UserError("window", window, fix)
+        kept_out = torch.zeros(len(data), dtype=torch.bool, device=places.device)
+        kept_out[held] = True
+        outside = kept_out[places]
+        order = torch.randperm(len(places), generator=generator, device=generator.device)
+        learn, judge = order[~outside.any(1)[order]], order[outside.all(1)[order]]
+        return cls(rows, places, learn if len(learn) else order, judge if len(learn) else order[:0])
 
+    def __getitem__(self, numbers: Tensor) -> Record:
+        return self.rows[numbers if self.places is None else self.places[numbers]]
 
-def _check_weights(weights: Tensor, rows: int) -> None:
-    """One finite weight a row, none negative, not all zero."""
-    if weights.shape != (rows,):
-        raise UserError("weights", tuple(weights.shape), f"give one weight for each of the {rows} rows")
-    if not bool(weights.isfinite().all()) or bool((weights < 0).any()) or not bool(weights.sum() > 0):
-        raise UserError("weights", "NaN, infinity, negative or all zero", "give weights >= 0 of which one is positive")
-
-
-def _check(data: Transitions) -> None:
-    """Rows there are, and every number in them is finite."""
-    if not len(data):
-        raise UserError("training data", "no rows", "collect transitions before fitting")
-    finite = data.reward.isfinite()
-    for column in (data.obs, data.action, data.next_obs):
-        finite = finite & column.isfinite().all(-1)
-    if not bool(finite.all()):
-        row = int((~finite).nonzero()[0, 0])
-        raise UserError(f"training data, row {row}", "NaN or infinity", "remove the row or mend the environment")
+    def weigh(self, weights: Tensor | None) -> Tensor | None:
+        """Weight of each example: a window has that of its first row."""
+        return weights if weights is None or self.places is None else weights[self.places[:, 0]]
 
 
 class _Best:
@@ -243,19 +235,6 @@ class _Best:
         with torch.no_grad():
             for kept, p in zip(self.weights, self.model.parameters(), strict=True):
                 p.copy_(kept)
-
-
-def _fixed_rank(data: Transitions) -> Tensor:
-    """``[N]`` int64, even over their range, from each row's episode and step alone (the finaliser of splitmix64)."""
-
-    def shifted(x: Tensor, bits: int) -> Tensor:
-        moved: Tensor = (x >> bits) & (2 ** (64 - bits) - 1)  # with zeros coming in, as of an unsigned number
-        return moved
-
-    mixed = data.episode * -7046029254386353131 + data.step
-    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
-        mixed = (mixed ^ shifted(mixed, shift)) * factor
-    return mixed ^ shifted(mixed, 31)
 
 
 def _shuffle(members: Tensor, generator: Generator) -> Tensor:

@@ -1,0 +1,1 @@
+"""Koopman models: lifted coordinates in which the dynamics are linear, or nearly so."""
