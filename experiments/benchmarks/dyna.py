@@ -9,11 +9,13 @@ import argparse
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
-from experiments.benchmarks._dyna_report import write_report
+from experiments.benchmarks._curves_report import write_report
 from experiments.benchmarks._runs import add_options, finish, make_job, run_all
 from experiments.compare.fleet import Job
 
 UTD_1 = ("--agent.init_args.updates_per_step=1",)
+AVERAGED = "--agent.init_args.learner.init_args.callbacks=[{class_path: PolicyAverage, init_args: {decay: 0.9998}}]"
+"""Evaluated with the mean of the policies of the last 500 env steps or so."""
 GAMMA = "--agent.init_args.learner.init_args.gamma="
 AGENTS: Mapping[str, tuple[str, ...]] = {
     "mbpo-fast": ("mbpo-fast",),
@@ -26,14 +28,17 @@ AGENTS: Mapping[str, tuple[str, ...]] = {
     "sb3-crossq": ("sb3-crossq",),
     "mbpo-fast-0.99": ("mbpo-fast", GAMMA + "0.99"),
     "sac-utd10-0.99": ("sac-fast", GAMMA + "0.99"),
+    "mbpo-fast-averaged": ("mbpo-fast", AVERAGED),
+    "sac-utd10-averaged": ("sac-fast", AVERAGED),
     "sb3-sac-0.997": ("sb3-sac", "--agent.init_args.kwargs.gamma=0.997"),
 }
 """Label -> recipe and overrides. ``sac-fast`` is the learner of ``mbpo-fast`` at the same sizes, without a model."""
 PLANNING = ("mbpo-mpc", "pets")
-OTHER_DISCOUNT = ("sb3-sac-0.997", "mbpo-fast-0.99", "sac-utd10-0.99")
-HOPPER = ("mbpo-fast", "mbpo-mpc", "sac-utd10", "sb3-sac", "sb3-tqc", "sb3-crossq", *OTHER_DISCOUNT)
-"""``mbpo-fast`` and ``sac-fast`` discount by 0.997 there; what that changes is shown beside it."""
 """Agents that plan: an evaluation takes minutes, so they get a fifth as many."""
+OTHER_DISCOUNT = ("sb3-sac-0.997", "mbpo-fast-0.99", "sac-utd10-0.99")
+AVERAGES = ("mbpo-fast-averaged", "sac-utd10-averaged")
+HOPPER = ("mbpo-fast", "mbpo-mpc", "sac-utd10", "sb3-sac", "sb3-tqc", "sb3-crossq", *OTHER_DISCOUNT, *AVERAGES)
+"""``mbpo-fast`` and ``sac-fast`` discount by 0.997 there; what that changes is shown beside it."""
 TASKS: Mapping[str, tuple[tuple[str, ...], int, int, int]] = {
     "InvertedPendulum-v5": (("mbpo-fast", "sac-utd10", "sac-utd1", "sb3-sac"), 3, 3000, 250),
     "Hopper-v5": (HOPPER, 2, 15_000, 1000),

@@ -1,4 +1,4 @@
-"""Table and figure of :mod:`experiments.benchmarks.dyna`: returns against env steps and against wall-clock."""
+"""Table and figure of benchmarks made of whole runs: returns against env steps and against wall-clock."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ COLOURS = {
     "mbpo-fast-0.99": "#93c5fd",
     "sac-utd10-0.99": "#fde68a",
     "sb3-sac-0.997": "#111827",
+    "mbpo-fast-averaged": "#0ea5e9",
+    "sac-utd10-averaged": "#92400e",
+    "koopman-mpc": "#2563eb",
+    "koopman-edmd": "#d97706",
+    "koopman-dyna": "#0d9488",
 }
 SOLVED = {"InvertedPendulum-v5": 900.0}
 """Return from which a task counts as solved, where seconds to it are reported."""
@@ -56,7 +61,7 @@ def summarise(path: Path) -> dict[str, Any]:
 
 def table(runs: list[dict[str, Any]], command: str) -> list[str]:
     """A row a run, and a row of means for each task and agent."""
-    lines = [f"Made by `{command}`. Five episodes an evaluation, the same starts for all; `area` is the mean of all"]
+    lines = [f"Made by `{command}`. Every evaluation has the same starts for all; `area` is the mean of all"]
     lines += ["evaluations; seconds are training alone, on one thread (compilation included).", ""]
     lines += ["| task | agent | seed | env steps | last | best | area | seconds | seconds to solve |"]
     lines += ["|---|---|---|---|---|---|---|---|---|"]
