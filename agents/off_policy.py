@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from agents.actor_critic.learner import ActorCritic
+from agents.actor_critic.representation import draw_windows
 from agents.base import ActorState, Agent, Mode
 from agents.common import RunningMean, random_action, updates_owed
 from envs.errors import UserError
@@ -61,6 +62,7 @@ class OffPolicyAgent(Agent):
         self.buffers["real"] = ReplayBuffer(capacity, device=self.device)
         self.generator = torch.Generator(self.device)
         self.metrics = RunningMean()
+        self.slots = 1
 
     def seed(self, run_seed: int) -> None:
         self.generator.manual_seed(seeding.derive_seed(run_seed, "agent"))
@@ -87,12 +89,14 @@ class OffPolicyAgent(Agent):
         return self.buffers["real"].total_added < self.warmup_steps
 
     def observe(self, transitions: Transitions) -> None:
+        self.slots = len(transitions)
         self.buffers["real"].extend(transitions)
 
     def update(self, clock: Clock) -> dict[str, dict[str, Any]]:
         owed = updates_owed(clock, self.warmup_steps, self.updates_per_step)
         for done in range(0, owed, MOST_UPDATES):
             count = min(MOST_UPDATES, owed - done)
+            self.metrics.add(self.learn_representation(count))
             self.metrics.add(self.learner.update(self.draw(count), self.generator))
         clock.updates += owed
         found = self.metrics.pop() if clock.due(self.log_every) else {}
@@ -101,6 +105,15 @@ class OffPolicyAgent(Agent):
     def draw(self, count: int) -> Transitions:
         """``[count, batch_size, ...]``: what the next updates learn from."""
         return mixed_batches(self.buffers["real"], None, 1.0, count, self.batch_size, self.generator)
+
+    def learn_representation(self, count: int) -> dict[str, float]:
+        """Before the next ``count`` updates: those of the representation that are due, on windows of real data."""
+        part = self.learner.representation
+        if part is None or not (due := part.owed(self.learner.updates, count)):
+            return {}
+        lead = (due, part.batch_size)
+        windows = draw_windows(self.buffers["real"], self.slots, lead, part.horizon, self.generator)
+        return {} if windows is None else part.update(windows)
 
     def state_dict(self) -> dict[str, Any]:
         return {

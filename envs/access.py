@@ -41,13 +41,14 @@ def sim_state(env: gym.Env[Any, Any]) -> NDArray[np.float64] | None:
     if is_classic(env):
         return None if base.state is None else np.array(base.state, dtype=np.float64)
     handles = mujoco_handles(env)
-    return None if handles is None else _mujoco_state(*handles)
+    return None if handles is None else mujoco_state(*handles)
 
 
-def _mujoco_state(model: Any, data: Any) -> NDArray[np.float64]:
+def mujoco_state(model: Any, data: Any, kind: Any = None) -> NDArray[np.float64]:
+    """A state vector ``[S]`` of that ``mjtState``; None: ``mjSTATE_FULLPHYSICS``."""
     import mujoco  # optional for users of other simulators
 
-    kind = mujoco.mjtState.mjSTATE_FULLPHYSICS
+    kind = mujoco.mjtState.mjSTATE_FULLPHYSICS if kind is None else kind
     state = np.empty(mujoco.mj_stateSize(model, kind))
     mujoco.mj_getState(model, data, state, kind)
     return state

@@ -84,6 +84,22 @@ class CartPoleSwingUp(TorchEnv):
         canvas.disc((x, 0.0), 0.05)
 
 
+class CartPoleTip(CartPoleSwingUp):
+    """:class:`CartPoleSwingUp` with the reward ``exp(-d^2 / length^2) - 0.01 a^2``.
+
+    ``d`` is the distance of the pole's tip from where it is when the pole stands upright over the origin, and
+    ``length``, twice ``half_length``, the whole pole: lengths in publications that measure the pole itself are
+    ``2 half_length`` here. The reward's scale thus moves with the pole.
+    """
+
+    @staticmethod
+    def reward_fn(obs: Tensor, action: Tensor, next_obs: Tensor, params: Tensor) -> Tensor:  # type: ignore[override]
+        length = 2.0 * params[..., 3]
+        aside = next_obs[..., 0] + length * next_obs[..., 3]
+        below = length * (next_obs[..., 2] - 1.0)
+        return torch.exp(-(aside**2 + below**2) / length**2) - 0.01 * action[..., 0] ** 2
+
+
 class CartPoleBalance(CartPoleSwingUp):
     """Keep the pole of :class:`CartPoleSwingUp` upright: reward 1 a step, less small costs of drift and force.
 

@@ -24,13 +24,23 @@ Loader = Callable[..., gym.Env[Any, Any]]
 OWN: Mapping[str, tuple[str, int]] = {
     "mbrl/CartPoleSwingUp-v0": ("envs.cartpole:CartPoleSwingUp", 150),
     "mbrl/CartPoleBalance-v0": ("envs.cartpole:CartPoleBalance", 200),
+    "mbrl/CartPoleTip-v0": ("envs.cartpole:CartPoleTip", 200),
     "mbrl/AcrobotContinuous-v0": ("envs.acrobot:AcrobotContinuous", 200),
     "mbrl/DoubleIntegrator-v0": ("envs.linear:DoubleIntegrator", 100),
     "mbrl/MassSpringDamper-v0": ("envs.linear:MassSpringDamper", 150),
     "mbrl/PointGoal-v0": ("envs.navigation:PointGoal", 100),
     "mbrl/VanDerPol-v0": ("envs.oscillator:VanDerPol", 100),
+    "mbrl/TwoLinkReach-v0": ("envs.two_link_arm:TwoLinkReach", 50),
 }
-"""The platform's own environments: Gymnasium id -> class, episode limit."""
+"""The platform's own environments, written in torch: Gymnasium id -> class, episode limit."""
+
+OWN_MUJOCO: Mapping[str, tuple[str, int]] = {
+    "mbrl/ReacherLinks-v0": ("envs.bodies:ReacherLinks", 50),
+    "mbrl/HalfCheetahBodies-v0": ("envs.bodies:HalfCheetahBodies", 1000),
+    "mbrl/ArmPush-v0": ("envs.pushing:ArmPush", 120),
+    "mbrl/ArmDoor-v0": ("envs.door:ArmDoor", 120),
+}
+"""Those that MuJoCo simulates."""
 
 PACKAGES = ("envs", "mbrl", "agents", "experiments")
 """The platform's packages: they stand before a user's folders of the same names."""
@@ -40,7 +50,7 @@ _SCHEMES: dict[str, Loader] = {}
 
 def register_own() -> None:
     """Register the platform's environments with Gymnasium (done by ``import envs``)."""
-    for id, (entry_point, limit) in OWN.items():
+    for id, (entry_point, limit) in {**OWN, **OWN_MUJOCO}.items():
         if id not in gym.registry:
             gym.register(id, entry_point, max_episode_steps=limit)
 
@@ -121,7 +131,8 @@ def list_envs() -> list[str]:
         key = f"{spec.namespace}/{spec.name}"
         if key not in newest or (spec.version or 0) > (newest[key].version or 0):
             newest[key] = spec
-    return [*OWN, *sorted(spec.id for spec in newest.values() if spec.id not in OWN)]
+    own = (*OWN, *OWN_MUJOCO)
+    return [*own, *sorted(spec.id for spec in newest.values() if spec.id not in own)]
 
 
 def _make_raw(id: str, limit: int | None, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
@@ -148,7 +159,7 @@ def _from_gymnasium(id: str, limit: int | None, kwargs: Mapping[str, Any]) -> gy
     if id not in gym.registry:
         fix = "no environment of this name is registered; give a Gymnasium id, module:Class or dmc:domain-task."
         raise UserError("env", id, fix, gym.registry)
-    if "mujoco" in str(gym.registry[id].entry_point):
+    if "mujoco" in str(gym.registry[id].entry_point) or id in OWN_MUJOCO:
         say_warnings_once()
     return _guarded(id, gym.make, id, max_episode_steps=limit, disable_env_checker=True, **kwargs)
 

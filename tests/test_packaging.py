@@ -78,6 +78,9 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     recipes = files("experiments/recipes", "*.yaml")
     assert recipes
     assert recipes <= names
+    scenes = files("envs/assets", "*.xml")
+    assert scenes
+    assert scenes <= names
     assert not any(name.startswith("experiments/results/") for name in names)
 
 

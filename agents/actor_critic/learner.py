@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from agents.actor_critic.callbacks import Callback, Parts
 from agents.actor_critic.networks import PLAIN, Network, Regularization
 from agents.actor_critic.policies import ActionNoise, Categorical, Deterministic, Head, SquashedGaussian
+from agents.actor_critic.representation import SelfPrediction
 from agents.actor_critic.running import RunningNormalizer
 from agents.actor_critic.terms import CriticTerm, GradientDiversity
 from agents.actor_critic.update import (
@@ -77,6 +78,7 @@ class ActorCritic:
         terms: extra terms of the critics' loss.
         callbacks: resets, perturbations and averages between updates.
         normalize_obs: standardise observations with running statistics of all rows learned from so far.
+        representation: a representation that actor and critics read; the agent has it learn from windows of real data.
         compile: compile the update with torch.compile (first use takes a while).
         device: where parameters lie.
     """
@@ -111,6 +113,7 @@ class ActorCritic:
         terms: list[CriticTerm] | None = None,
         callbacks: list[Callback] | None = None,
         normalize_obs: bool = False,
+        representation: Callable[[EnvSpec], SelfPrediction] | None = None,
         compile: bool = False,
         device: str = "cpu",
     ) -> None:
@@ -133,6 +136,7 @@ class ActorCritic:
         )
         self.log_prob_weights = None if log_prob_weights is None else torch.tensor(log_prob_weights).to(self.device)
         _check(self, rule, (hidden, layers, critic_hidden or hidden))
+        self.representation = representation(spec) if representation else None
         self.networks = Update(*_networks(spec, head, (hidden, critic_hidden or hidden), layers, self), head, rule)
         self.normalizer = RunningNormalizer(spec.obs_size, self.device) if normalize_obs else None
         self.seed(0)
@@ -140,6 +144,8 @@ class ActorCritic:
     def seed(self, seed: int) -> None:
         """Draw every network from ``seed`` and forget everything learned."""
         self.base_seed, self.updates = seed, 0
+        if self.representation is not None:
+            self.representation.seed(seed, self.device)
         generator = seeding.generator(seed, "actor-critic")  # on the CPU: the same networks on every device
         networks, betas = self.networks, self.networks.rule.betas
         vectors = self._draw(generator)
@@ -195,10 +201,12 @@ class ActorCritic:
         for average in averages:
             policy = policy if average is None else self.networks.policy_views(average)
         statistics = self.networks.statistics(self.vectors, "policy", train=False)
-        return self.networks.actor(policy[:-1], self._normalized(obs), statistics)
+        return self.networks.actor(policy[:-1], self._seen(obs), statistics)
 
-    def _normalized(self, obs: Tensor) -> Tensor:
-        return obs if self.normalizer is None else self.normalizer.normalize(obs)
+    def _seen(self, obs: Tensor) -> Tensor:
+        """What the networks read at raw ``obs [..., D]``."""
+        shown = obs if self.normalizer is None else self.normalizer.normalize(obs)
+        return shown if self.representation is None else self.representation.extend(obs, shown)
 
     @torch.no_grad()
     def value(self, obs: Tensor, generator: Generator | None = None) -> Tensor:
@@ -228,7 +236,7 @@ class ActorCritic:
         if self.networks.critic.spectral_norm:
             params, _ = self.networks.critic.normalized(params, self.vectors["critic.left"])
         statistics = self.networks.statistics(self.vectors, "critic", train=False)
-        return self.networks.values(params, self._normalized(obs), action, statistics)
+        return self.networks.values(params, self._seen(obs), action, statistics)
 
     # -- learning ----------------------------------------------------------------------------------------------------
 
@@ -262,10 +270,10 @@ class ActorCritic:
             self.normalizer.see(rows.obs)
         subset = self._subsets(updates, generator)
         columns = zip(
-            self._normalized(rows.obs).unbind(),
+            self._seen(rows.obs).unbind(),
             rows.action.unbind(),
             rows.reward.unbind(),
-            self._normalized(rows.next_obs).unbind(),
+            self._seen(rows.next_obs).unbind(),
             (self.gamma * (~rows.terminated).to(rows.reward.dtype)).unbind(),
             self._weights(rows),
             self._noise((updates, 2, size), generator).unbind(),
@@ -350,7 +358,7 @@ class ActorCritic:
             "log_prob_weights": None if self.log_prob_weights is None else self.log_prob_weights.clone(),
             "normalizer": None if self.normalizer is None else self.normalizer.state_dict(),
             "callbacks": [callback.state_dict() for callback in self.callbacks],
-        }
+        } | ({} if self.representation is None else {"representation": self.representation.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`, bit for bit."""
@@ -361,6 +369,8 @@ class ActorCritic:
         self.log_prob_weights = None if weights is None else weights.to(self.device)
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])
+        if self.representation is not None:
+            self.representation.load_state_dict(state["representation"])
         for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
             moved = {name: x.to(self.device) if isinstance(x, Tensor) else x for name, x in saved.items()}
             callback.load_state_dict(moved)
@@ -385,10 +395,11 @@ def _networks(
     """Actor and stacked critics. Of the regularisation the actor shares batch normalisation alone."""
     critic_part = learner.regularization
     actor_part = Regularization(batch_norm=critic_part.batch_norm)
-    actor = Network(spec.obs_size, head.outputs, hidden[0], layers, None, actor_part)
+    reads = learner.representation.input_size if learner.representation else spec.obs_size
+    actor = Network(reads, head.outputs, hidden[0], layers, None, actor_part)
     if spec.action.discrete:
-        return actor, Network(spec.obs_size, spec.action.size, hidden[1], layers, learner.critics, critic_part)
-    inputs = spec.obs_size + spec.action.size
+        return actor, Network(reads, spec.action.size, hidden[1], layers, learner.critics, critic_part)
+    inputs = reads + spec.action.size
     return actor, Network(inputs, 1, hidden[1], layers, learner.critics, critic_part)
 
 

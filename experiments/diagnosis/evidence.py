@@ -12,6 +12,7 @@ from experiments.diagnosis.subject import Subject
 from mbrl.data.transitions import Transitions
 from mbrl.diagnostics.baselines import LinearBaseline
 from mbrl.diagnostics.calibration import DATA_NLL, LEVELS, Calibration, calibrate
+from mbrl.diagnostics.modes import Drift, Modes, drift, modes
 from mbrl.diagnostics.open_loop import (
     Ends,
     Growth,
@@ -28,9 +29,14 @@ from mbrl.diagnostics.ranking import Ranking, rank
 from mbrl.diagnostics.rows import Units, row_errors
 from mbrl.diagnostics.shift import ShiftTest, shift_tests
 from mbrl.diagnostics.spectra import Spectra, spectra
+from mbrl.models.base import LatentLinear
+from mbrl.models.koopman.base import KoopmanModel
 
 DEEPEST = 25
-MOST_ROWS, MOST_SPECTRA = 2000, 300
+MOST_ROWS, MOST_SPECTRA, MOST_FOR_MODES = 2000, 300, 5000
+WINDOWS = 256
+REENCODED = 5
+"""The period that a model is also tried with which does not re-encode by itself"""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class Evidence:
     spectra: Spectra | None
     linear_radius: float
     paths: Paths
+    modes: Modes | None = None
+    drift: Drift | None = None
 
 
 def measure(subject: Subject, seed: int = 0) -> Evidence:
@@ -74,7 +82,23 @@ def measure(subject: Subject, seed: int = 0) -> Evidence:
         spectra=spectra(model, rows[:MOST_SPECTRA], units.obs),
         linear_radius=float(torch.linalg.eigvals(linear.state_matrix()).abs().max()),
         paths=sample_paths(model, subject.windows, units, depth, luck),
+        modes=_modes(subject, luck),
+        drift=_drift(subject, depth, luck),
     )
+
+
+def _modes(subject: Subject, luck: Generator) -> Modes | None:
+    if not isinstance(subject.model, LatentLinear):
+        return None
+    return modes(subject.model, some(subject.steps.all(), MOST_FOR_MODES, luck))
+
+
+def _drift(subject: Subject, depth: int, luck: Generator) -> Drift | None:
+    """Never re-encoding against the model's own period."""
+    model = subject.model
+    if not isinstance(model, KoopmanModel):
+        return None
+    return drift(model, subject.windows.windows(WINDOWS, depth, luck), (0, model.reencode_every or REENCODED))
 
 
 def some(rows: Transitions, most: int, generator: Generator) -> Transitions:
@@ -102,6 +126,7 @@ def numbers(found: Evidence) -> dict[str, Any]:
         "ranking": {r.estimator: _ranking(r) for r in found.rankings},
         "shift": [{"shift": s.shift, "estimator": s.estimator, "auroc": s.auroc} for s in found.shifts],
         "spectra": _spectra(found),
+        "modes": found.modes and _modes_numbers(found.modes, found.drift),
     }
 
 
@@ -154,6 +179,24 @@ def _spectra(found: Evidence) -> dict[str, Any] | None:
         "share_above_1": float((radius > 1.0).double().mean()),
         "stretch": quantiles(found.spectra.stretch),
         "radius_of_the_linear_baseline": found.linear_radius,
+    }
+
+
+def _modes_numbers(found: Modes, grown: Drift | None) -> dict[str, Any]:
+    columns = {"real": found.values.real, "imag": found.values.imag, "residual": found.residual}
+    columns |= {"change": found.change, "spread": found.spread}
+    closure = None if grown is None else {f"reencode_{period}": error for period, error in grown.closure.items()}
+    return {
+        "rows": found.rows,
+        "modes": {**columns, "trust": found.trust()},
+        "closure_error": found.closure,
+        "spectral_radius": found.radius,
+        "condition_of_eigenvectors": found.condition,
+        "condition_of_gram": found.features.condition,
+        "cutoff": found.features.cutoff,
+        "rank": found.features.rank,
+        "closure_by_depth": closure,
+        "diverged": grown and {f"reencode_{period}": share for period, share in grown.diverged.items()},
     }
 
 

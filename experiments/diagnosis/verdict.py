@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from experiments.diagnosis.evidence import Evidence
+from mbrl.diagnostics.modes import TRUSTED
 from mbrl.diagnostics.ranking import Ranking
 
 RANKS, RANKS_SOMEWHAT = 0.5, 0.2
@@ -34,6 +36,7 @@ def verdict(found: Evidence) -> list[Finding]:
         _calibrated(found),
         _ranks(found),
         _notices(found),
+        *_modes(found),
     ]
     if found.subject.unseen:
         return findings
@@ -126,6 +129,24 @@ def _notices(found: Evidence) -> Finding:
     pushed = [area for shift, area in areas.items() if shift.startswith("states")] or list(areas.values())
     answer = "yes" if pushed[-1] >= NOTICES else "partly" if pushed[-1] >= NOTICES_SOMEWHAT else "no"
     return Finding(question, answer, f"By {estimator} it {sentence} (AUROC; 0.5 is chance).")
+
+
+def _modes(found: Evidence) -> list[Finding]:
+    """Asked of models alone that are linear in a lifted state. Functions that are constant on the rows do not count."""
+    if found.modes is None:
+        return []
+    trust, rows = Counter[str](found.modes.trust()), f"{found.modes.rows:,} rows"
+    told = sum(trust[name] for name in ("trust", "doubt", "spurious", "unseen"))
+    question = "Which of its modes can be trusted?"
+    if not told:
+        return [Finding(question, "none", f"All of its modes are constant on {rows}.")]
+    parts = [f"{trust['trust']} of {told} evolve linearly as the model says, to {100 * TRUSTED:.0f} % a step or better"]
+    words = {"doubt": "are doubtful", "spurious": "are spurious", "unseen": "are zero on all rows"}
+    parts += [f"{trust[name]} {said}" for name, said in words.items() if trust[name]]
+    more = f"{trust['constant']} more {'is' if trust['constant'] == 1 else 'are'} constant"
+    constant = f" {more}." if trust["constant"] else ""
+    answer = f"{trust['trust']} of {told}" if trust["trust"] else "none"
+    return [Finding(question, answer, f"On {rows} {', '.join(parts)}.{constant}")]
 
 
 def _listed(shifts: list[str], areas: dict[str, float]) -> str:

@@ -37,12 +37,13 @@ class Spectra:
 def spectra(model: DynamicsModel, rows: Transitions, std: Tensor) -> Spectra | None:
     """At ``rows [B]`` with observations' ``std [D]``; None for a model whose mean step cannot be differentiated.
 
-    A model that offers ``linear_parts() -> (A, ...)`` or ``linearize(state, action) -> (A, B)`` is asked; of another
-    that predicts a distribution, the Jacobian of the mean over the members that predict is taken by :mod:`torch.func`.
+    A model that offers ``linear_parts()`` is asked for its A, one that offers ``linearize(state, action) -> (A, B)``
+    for that; of another that predicts a distribution, the Jacobian of the mean over the members that predict is taken
+    by :mod:`torch.func`.
     """
     at = rows.to(device_of(model))
     if callable(linear_parts := getattr(model, "linear_parts", None)):
-        jacobian, source = linear_parts()[0].unsqueeze(0), "the model's own state matrix, the same everywhere"
+        jacobian, source = linear_parts().a.unsqueeze(0), "the model's own state matrix, the same everywhere"
     elif callable(linearize := getattr(model, "linearize", None)):
         jacobian, source = linearize(model.encode(at.obs), at.action)[0], "the model's own linearisation"
     elif isinstance(model, HasDistribution):

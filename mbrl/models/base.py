@@ -241,6 +241,28 @@ class ParallelRollout(Protocol):
         """``[H, B, N]``: latents after each of ``actions [H, B, A]`` from ``latent [B, N]``."""
 
 
+@runtime_checkable
+class TaskConditioned(Protocol):
+    """Models of several tasks that come one after another, told apart by whole-number ids.
+
+    One task is open at a time: the unbound model speaks of it and is trained on it. ``bind(task)`` gives a fixed
+    model of any task that was started.
+    """
+
+    @property
+    def tasks(self) -> list[int]:
+        """Ids in the order in which they were started."""
+
+    def start_task(self, task: int, generator: Generator, spec: EnvSpec | None = None) -> None:
+        """Open a new task; ``spec`` is its environment. Raises ``UserError`` on an id that has been there."""
+
+    def end_task(self, task: int, data: Transitions, generator: Generator) -> None:
+        """Close the open task, whose rows ``data [N]`` are; what the model keeps of them it says."""
+
+    def bind(self, task: int | None = None) -> DynamicsModel:
+        """A model of one task (default: the open one). Raises ``UserError`` on an unknown id."""
+
+
 Capability = TypeVar("Capability")
 
 

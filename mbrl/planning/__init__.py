@@ -2,6 +2,7 @@
 
 from mbrl.planning.base import Plan, Planner
 from mbrl.planning.cem import CEM, ICEM
+from mbrl.planning.lqr import LQRPlanner
 from mbrl.planning.mppi import MPPI
 from mbrl.planning.objective import (
     ActionCost,
@@ -13,6 +14,7 @@ from mbrl.planning.objective import (
     TerminalValue,
     UncertaintyTerm,
 )
+from mbrl.planning.qp import QPPlanner
 from mbrl.planning.random_shooting import RandomShooting
 
 __all__ = [
@@ -21,10 +23,12 @@ __all__ = [
     "MPPI",
     "ActionCost",
     "ConstraintTerm",
+    "LQRPlanner",
     "Objective",
     "ObjectiveTerm",
     "Plan",
     "Planner",
+    "QPPlanner",
     "QuadraticState",
     "RandomShooting",
     "RewardTerm",

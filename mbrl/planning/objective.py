@@ -15,6 +15,7 @@ from torch import Tensor
 from envs.errors import UserError
 from envs.spec import EnvSpec
 from mbrl.models.base import DynamicsModel, Estimator, HasDistribution, State, Trajectory, require
+from mbrl.models.quadratic import QuadraticForm
 
 ValueFunction = Callable[[State], Tensor]
 """Value ``[B]`` of model states ``[B, ...]``."""
@@ -23,12 +24,29 @@ INFEASIBLE = -1e30
 """Infeasible candidates score INFEASIBLE * (1 + violation): below every feasible one, the least violating first."""
 
 
+class NotQuadratic(UserError):
+    """An objective, or a term of it, that no convex quadratic form can say."""
+
+
 class ObjectiveTerm(ABC):
     """One signed summand of an objective."""
+
+    terminal = False
+    """Whether it speaks of the last state only."""
 
     @abstractmethod
     def __call__(self, model: DynamicsModel, trajectory: Trajectory, actions: Tensor) -> Tensor:
         """Value ``[P, B]`` of each particle's trajectory under ``actions [H, B, A]``, to be *maximised*."""
+
+    def quadratic(self, spec: EnvSpec) -> QuadraticForm:
+        """Minus the term as a cost, a step's (or, of a :attr:`terminal` term, the last state's).
+
+        Raises:
+            NotQuadratic: it is no convex quadratic form, or weighs steps differently.
+        """
+        raise NotQuadratic(
+            "objective.terms", type(self).__name__, "it is not quadratic: leave it out, or give another planner"
+        )
 
 
 class RewardTerm(ObjectiveTerm):
@@ -44,6 +62,13 @@ class RewardTerm(ObjectiveTerm):
     def __call__(self, model: DynamicsModel, trajectory: Trajectory, actions: Tensor) -> Tensor:
         return _sum_alive(trajectory.reward, trajectory, self.discount)
 
+    def quadratic(self, spec: EnvSpec) -> QuadraticForm:
+        declared = QuadraticForm.declared(spec)
+        if declared is None:
+            fix = f"{spec.id} declares no quadratic cost: declare one, or name QuadraticState and ActionCost instead"
+            raise NotQuadratic("objective.terms", "RewardTerm", fix)
+        return _undiscounted(self, self.discount, declared)
+
 
 class TerminalValue(ObjectiveTerm):
     """Value of the last predicted state, where no step has ended the episode.
@@ -57,6 +82,8 @@ class TerminalValue(ObjectiveTerm):
         weight: weights of squared distances, by observation name or index; leave out to use a value function.
         target: where those entries should be (0 when not named).
     """
+
+    terminal = True
 
     def __init__(
         self,
@@ -74,6 +101,12 @@ class TerminalValue(ObjectiveTerm):
         value = self._value(model, last, trajectory.reward.shape[1:])
         value = torch.where(trajectory.terminated.any(0), torch.zeros_like(value), value)
         return value * (self.coef * self.discount ** len(actions))
+
+    def quadratic(self, spec: EnvSpec) -> QuadraticForm:
+        if self.distance is None:
+            fix = "a value function is not quadratic: give `weight` instead, or another planner"
+            raise NotQuadratic("objective.terms", "TerminalValue", fix)
+        return _undiscounted(self, self.discount, self.distance.quadratic(spec, self.coef))
 
     def _value(self, model: DynamicsModel, last: State, shape: torch.Size) -> Tensor:
         if self.distance is not None:
@@ -109,6 +142,9 @@ class QuadraticState(ObjectiveTerm):
     def __call__(self, model: DynamicsModel, trajectory: Trajectory, actions: Tensor) -> Tensor:
         distance = self.distance(model, trajectory.states[1:])
         return -self.coef * _sum_alive(distance, trajectory, self.discount)
+
+    def quadratic(self, spec: EnvSpec) -> QuadraticForm:
+        return _undiscounted(self, self.discount, self.distance.quadratic(spec, self.coef))
 
 
 class UncertaintyTerm(ObjectiveTerm):
@@ -147,6 +183,11 @@ class ActionCost(ObjectiveTerm):
     def __call__(self, model: DynamicsModel, trajectory: Trajectory, actions: Tensor) -> Tensor:
         effort = actions.square().sum(-1).unsqueeze(1).expand_as(trajectory.reward)
         return -self.coef * _sum_alive(effort, trajectory, self.discount)
+
+    def quadratic(self, spec: EnvSpec) -> QuadraticForm:
+        form = QuadraticForm.zero(spec)
+        form.r_matrix = self.coef * torch.eye(spec.action.size, dtype=torch.float64)
+        return _undiscounted(self, self.discount, form)
 
 
 class ConstraintTerm:
@@ -219,6 +260,51 @@ class Objective:
             value = torch.where(violation > 0, _infeasible(value, violation), value)
         return value.masked_fill(broken, -torch.inf)
 
+    def quadratic(
+        self, spec: EnvSpec, reward: QuadraticForm | None = None
+    ) -> tuple[QuadraticForm, QuadraticForm | None]:
+        """Minus the objective as what a step costs, and what the last state costs beside that.
+
+        Ends are not seen: a cost goes on after a predicted termination.
+
+        Args:
+            spec: the environment, which may declare a quadratic cost.
+            reward: stands for the reward where the environment declares none.
+
+        Raises:
+            NotQuadratic: a constraint, or a term that is no convex quadratic form or is discounted; it is named.
+        """
+        if self.constraints:
+            seen = [constraint.cost for constraint in self.constraints]
+            raise NotQuadratic("objective.constraints", seen, "a quadratic planner takes bounds of its own instead")
+        stage = QuadraticForm.zero(spec)
+        terminal: QuadraticForm | None = None
+        for term in self.terms:
+            cost = self._form_of(term, spec, reward)
+            if term.terminal:
+                terminal = cost if terminal is None else terminal + cost
+            else:
+                stage = stage + cost
+        for form in (stage, terminal):
+            if form is not None and not form.is_convex():
+                seen = [type(term).__name__ for term in self.terms]
+                fix = "their sum has no lowest cost: weights and coef must be positive"
+                raise NotQuadratic("objective.terms", seen, fix)
+        return stage, terminal
+
+    @staticmethod
+    def _form_of(term: ObjectiveTerm, spec: EnvSpec, reward: QuadraticForm | None) -> QuadraticForm:
+        if isinstance(term, RewardTerm) and spec.quadratic is None and reward is not None:
+            return _undiscounted(term, term.discount, reward)
+        return term.quadratic(spec)
+
+
+def _undiscounted(term: ObjectiveTerm, discount: float, form: QuadraticForm) -> QuadraticForm:
+    if discount != 1.0:
+        fix = f"of {type(term).__name__}: a quadratic planner weighs all steps alike; leave it at 1.0"
+        raise NotQuadratic("discount", discount, fix)
+    return form
+
 
 class _Distance:
     """Sum of ``weight * (obs - target)^2`` over named or numbered entries of an observation."""
@@ -242,9 +328,20 @@ class _Distance:
         index, weight, target = self._resolved[key]
         return (obs.index_select(-1, index) - target).square() @ weight.to(obs.dtype)
 
+    def quadratic(self, spec: EnvSpec, coef: float) -> QuadraticForm:
+        """``coef`` times the distance, as a cost of the observation."""
+        form = QuadraticForm.zero(spec)
+        for index, weight, target in self._rows(spec):
+            form.p_matrix[index, index] += coef * weight
+            form.p_vector[index] -= 2.0 * coef * weight * target
+            form.constant += coef * weight * target**2
+        return form
+
+    def _rows(self, spec: EnvSpec) -> list[tuple[int, float, float]]:
+        return [(i, w, self.target.get(name, 0.0)) for name, w in self.weight.items() for i in entries(spec, name)]
+
     def _resolve(self, spec: EnvSpec, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        rows = [(i, w, self.target.get(name, 0.0)) for name, w in self.weight.items() for i in _entries(spec, name)]
-        index, weight, target = zip(*rows, strict=True)
+        index, weight, target = zip(*self._rows(spec), strict=True)
         return (
             torch.tensor(index, device=device),
             torch.tensor(weight, device=device),
@@ -252,16 +349,16 @@ class _Distance:
         )
 
 
-def _entries(spec: EnvSpec, name: str | int) -> Sequence[int]:
+def entries(spec: EnvSpec, name: str | int, field: str = "weight") -> Sequence[int]:
     """Observation entries behind a name of the layout, or an index (as an int or its digits)."""
     if isinstance(name, str) and name in spec.layout:
         return range(spec.obs_size)[spec.layout[name]]
     if isinstance(name, int) or name.isdecimal():
         if 0 <= int(name) < spec.obs_size:
             return [int(name)]
-        raise UserError("weight", name, f"{spec.id} has {spec.obs_size} observation entries, counted from 0")
+        raise UserError(field, name, f"{spec.id} has {spec.obs_size} observation entries, counted from 0")
     names = ", ".join(spec.layout) or "none"
-    raise UserError("weight", name, f"{spec.id} names these observation parts: {names}; or give an index", spec.layout)
+    raise UserError(field, name, f"{spec.id} names these observation parts: {names}; or give an index", spec.layout)
 
 
 def _sum_alive(step_values: Tensor, trajectory: Trajectory, discount: float) -> Tensor:

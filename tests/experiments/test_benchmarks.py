@@ -141,3 +141,14 @@ def test_one_step_in_blocks_equals_one_step_at_once(monkeypatch: pytest.MonkeyPa
     blocks = bound.step(state, action, torch.Generator().manual_seed(5))
     torch.testing.assert_close(whole.state.obs, blocks.state.obs)
     torch.testing.assert_close(whole.reward, blocks.reward)
+
+
+KOOPMAN = ("reencoding", "diagonal", "speed", "control", "modes", "horizon", "imitation")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KOOPMAN)
+def test_benchmarks_of_koopman_models_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record, text = written(tmp_path, f"koopman-{name}", capsys)
+    assert record["found"]
+    assert len(text.splitlines()) > 2

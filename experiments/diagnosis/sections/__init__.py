@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from experiments.diagnosis.evidence import Evidence
-from experiments.diagnosis.sections import calibration, depth, paths, ranking, rows, shift, spectra, verdict
+from experiments.diagnosis.sections import calibration, depth, modes, paths, ranking, rows, shift, spectra, verdict
 from experiments.pages.parts import Section
 
 SECTIONS: tuple[Callable[[Evidence], Section | None], ...] = (
@@ -19,6 +19,7 @@ SECTIONS: tuple[Callable[[Evidence], Section | None], ...] = (
     ranking.section,
     shift.section,
     spectra.section,
+    modes.section,
     paths.section,
     rows.section,
 )

@@ -8,7 +8,7 @@ from experiments.pages.parts import Notice, Part, Section, Table
 
 
 def section(found: Evidence) -> Section:
-    """Six questions and their answers, with a warning where the rows are not new to the model."""
+    """The questions and their answers, with a warning where the rows are not new to the model."""
     findings = verdict(found)
     rows = [(finding.question, finding.answer, finding.sentence) for finding in findings]
     caption = (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor
 
+from envs.errors import UserError
 from mbrl.data.buffer import consecutive
 from mbrl.data.transitions import Transitions
 
@@ -33,11 +34,17 @@ def choose_period(
     errors = period_errors(model, lived, PERIODS)
     best = min(errors, key=lambda period: errors[period][0])
     report = {"error_not_reencoded": errors[0][0], "error_reencoded": errors[best][0], "diverged": errors[best][1]}
-    return best, report
+    return best, report | {"judged_steps": float(lived.obs.shape[1])}
 
 
 def held_windows(held: Transitions, steps: int, windows: int, generator: Generator) -> Transitions:
-    """At most so many windows ``[W, T, ...]`` of ``steps`` steps, or of as many as there are in a row."""
+    """At most so many windows ``[W, T, ...]`` of ``steps`` steps, or of as many as there are in a row.
+
+    Raises:
+        UserError: there are no rows.
+    """
+    if not len(held):
+        raise UserError("held rows", "none", "give at least one row to judge predictions on")
     length = steps
     while not (found := consecutive(held.episode, held.step, length, held.task)).shape[1]:
         length = (length + 1) // 2
@@ -60,3 +67,16 @@ def period_errors(model: KoopmanModel, lived: Transitions, periods: Sequence[int
         return float(miss.clamp(max=WORST).mean()), float((miss >= WORST).double().mean())
 
     return {period: judge(period) for period in periods if period <= len(actions)}
+
+
+@torch.no_grad()
+def drift(model: KoopmanModel, obs: Tensor, actions: Tensor, reencode_every: int | None = None) -> Tensor:
+    """``[H, B]``: how far latents have left what observations lift to, ``|lift(read(z)) - z| / |z|``.
+
+    Along the rollout of ``actions [H, B, A]`` from ``obs [B, D]``; a latent that is due to be lifted anew is measured
+    before. Nothing is projected here, so it is the drift that re-encoding repairs, not the clipping.
+    """
+    path = model.rollout(model.encode(obs), actions, None, reencode_every=reencode_every)
+    latent: Tensor = path.states.latent[1:, 0]  # type: ignore[attr-defined]
+    away: Tensor = (model.lift(model.read(latent)) - latent).norm(dim=-1) / latent.norm(dim=-1)
+    return away

@@ -13,7 +13,7 @@ from mbrl.diagnostics.ranking import rank
 from mbrl.diagnostics.shift import auroc, shift_tests, shifted_rows
 from mbrl.diagnostics.spectra import spectra
 from mbrl.fitting import Fitter
-from mbrl.models.base import DynamicsModel, State, Step
+from mbrl.models.base import DynamicsModel, LinearParts, State, Step
 from mbrl.models.ensemble import ProbabilisticEnsemble
 
 PLANE = EnvSpec("Plane-v0", "0", "0", 2, ActionSpec("continuous", 1, (-1.0,), (1.0,)), termination=never)
@@ -140,8 +140,9 @@ class Known(Gauge):
 class Latent(Gauge):
     """A model that is linear in a state of three numbers."""
 
-    def linear_parts(self) -> tuple[Tensor, ...]:
-        return (torch.diag(torch.tensor([0.9, 0.5, 0.1])),)
+    def linear_parts(self) -> LinearParts:
+        a = torch.diag(torch.tensor([0.9, 0.5, 0.1])).double()
+        return LinearParts(a, torch.zeros(3, 1), torch.eye(2, 3), torch.zeros(2))
 
 
 def test_who_knows_is_asked(generator: Generator) -> None:

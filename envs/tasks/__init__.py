@@ -1,0 +1,8 @@
+"""Sequences of tasks for continual learning."""
+
+from __future__ import annotations
+
+from envs.tasks.published import list_tasks, make_tasks, register_tasks
+from envs.tasks.sequence import Task, TaskSequence
+
+__all__ = ["Task", "TaskSequence", "list_tasks", "make_tasks", "register_tasks"]
