@@ -195,7 +195,7 @@ def _provenance(rows: int, since: Tensor, held: Tensor, enough: bool, enough_in_
     if enough:
         about.append("One step ahead it is judged on those alone.")
         if kept:
-            about.append("Held-out rows gave no gradient, but they decided when to stop and which members predict.")
+            about.append("Nothing was fitted to held-out rows, but they decided what a fit chooses: when to stop, say.")
     else:
         about.append("These are too few: one step ahead it is judged on all rows, most of which it was trained on.")
     if enough_in_a_row:

@@ -28,7 +28,7 @@ from mbrl.models.koopman.base import KoopmanModel, KoopmanState
 
 TRUSTED, SPURIOUS = 0.1, 0.5
 """Residuals up to which a mode can be trusted, and from which it is none: half of it is lost in one step"""
-EXACT, BETTER = 0.01, 0.5
+EXACT, BETTER = 1e-5, 0.5
 """Between these a residual must also be below half of what the mode changes by in one step: with a short time step a
 function that is no mode at all changes little"""
 CONSTANT = 0.05
@@ -61,6 +61,8 @@ class Modes:
     """The features on these rows"""
     held: Snapshots
     rows: int
+    bilinear: bool
+    """Modes are driven by one another through the action, so errors over several steps have no bound of their own"""
 
     @property
     def radius(self) -> float:
@@ -115,6 +117,7 @@ def modes(model: DynamicsModel, rows: Transitions) -> Modes | None:
         compress(held),
         held,
         len(rows),
+        parts.bilinear is not None,
     )
 
 

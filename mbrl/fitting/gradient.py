@@ -84,7 +84,8 @@ class Fitter(ModelFitter):
     def check(self, model: DynamicsModel) -> None:
         """Raise ``UserError`` when ``model`` has nothing to train, or not as many layers as there are weight decays."""
         if not any(True for _ in model.parameters()):
-            raise UserError("fitter", type(model).__name__, "this model has nothing to train by gradient; leave it out")
+            fix = "this model has nothing to train by gradient: name ClosedFormFitter where it is solved for, else none"
+            raise UserError("fitter", type(model).__name__, fix)
         model.parameter_groups(self.weight_decay)
 
     def fit(

@@ -13,6 +13,7 @@ import torch
 from scipy.linalg import solve_discrete_are
 from torch import Tensor
 
+from envs.errors import UserError
 from envs.spec import EnvSpec
 from mbrl.models.quadratic import QuadraticForm
 from mbrl.planning.base import Plan
@@ -100,6 +101,8 @@ def stationary(system: System) -> Gains | None:
 def long_horizon(system: System, steps: int) -> Gains:
     """First gains of the longest horizon up to ``steps`` whose value function stays within float64."""
     s_matrix, s_vector = torch.zeros_like(system.q_matrix), torch.zeros_like(system.q_vector)
+    if not len(system.a):  # nothing moves: an unfitted model
+        return Gains(torch.zeros_like(system.b.T), torch.zeros_like(system.r_vector))
     largest = LARGEST * system.q_matrix.abs().max().clamp(min=1e-12)
     best = Gains(torch.zeros_like(system.b.T), torch.zeros_like(system.r_vector))
     for _ in range(steps):
@@ -142,6 +145,8 @@ class LQRPlanner(LiftedPlanner):
         fallback: PlannerFactory | None = None,
     ) -> None:
         super().__init__(spec, horizon, action_limit, min_r2, fallback)
+        if goal is not None and len(goal) != spec.obs_size:
+            raise UserError("goal", goal, f"an observation of {spec.id} has {spec.obs_size} entries")
         self.infinite, self.goal = infinite, goal
 
     def _prepare(self, task: Lifted) -> tuple[list[Gains], bool]:

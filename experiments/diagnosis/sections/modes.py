@@ -34,13 +34,17 @@ def section(found: Evidence) -> Section | None:
     if found.modes is None:
         return None
     about = found.modes
+    kind, size = ("bilinear" if about.bilinear else "linear"), len(about.values)
     lead = (
-        f"This model is linear in {len(about.values)} lifted coordinates, and each eigenvector of its state matrix is a"
-        " function of the state that should evolve on its own: multiplied by its eigenvalue at every step, beside what"
-        " the action adds. The residual is how far a step is from that, relative to the function's own size:"
-        f" {_which_rows(found)}."
+        f"This model is {kind} in {size} lifted coordinates, and each eigenvector of its state matrix is a function of"
+        " the state that should evolve on its own: multiplied by its eigenvalue at every step, beside what the action"
+        f" does. The residual is how far a step is from that, relative to the function's own size: {_which_rows(found)}."
     )
-    parts: list[Part] = [_plane(about), *([] if found.drift is None else [_growth(found.drift)]), Text(_words(about))]
+    parts: list[Part] = [
+        _plane(about),
+        *([] if found.drift is None else [_growth(found.drift, found.subject.unseen_windows)]),
+        Text(_words(about)),
+    ]
     return Section("modes", "Modes", lead, [*parts, *_tables(found, about)])
 
 
@@ -112,7 +116,7 @@ def _contours(axes: Any, about: Modes, reach: float) -> str:
     return f"Grey: contours of the smallest residual that any function{of} has there."
 
 
-def _growth(grown: Drift) -> Figure:
+def _growth(grown: Drift, unseen: bool) -> Figure:
     figure, axes = drawing.plot(4.8, 4.2, xlabel="depth, steps", ylabel="closure error")
     styles = ((drawing.BLUE, "-"), (drawing.VERMILION, "--"))
     for (period, error), (colour, dash) in zip(grown.closure.items(), styles, strict=False):
@@ -127,6 +131,7 @@ def _growth(grown: Drift) -> Figure:
         "Error of the lifted coordinates along the model's own path, relative to how far they have moved; the dotted"
         " line is what predicting no change gets."
     )
+    caption += "" if unseen else " The model was trained on these rows."
     caption += f" Windows that diverge, counted as {WORST:g}: {', '.join(gone)}." if gone else ""
     alt = "; ".join(f"{_period(period)}: {number(error[-1])} at the end" for period, error in grown.closure.items())
     return Figure("closure-by-depth", figure, caption, alt)
@@ -143,11 +148,14 @@ def _tables(found: Evidence, about: Modes) -> list[Part]:
     dt = found.subject.model.spec.dt
     rows = list(_rows(about, dt))
     period = "period, steps" if dt is None else "period, s"
-    names = ("eigenvalue", "verdict", "modulus", period, "residual", "no change", f"in {STEPS} steps")
+    names: tuple[str, ...] = ("eigenvalue", "verdict", "modulus", period, "residual", "no change")
     caption = (
         "A row for each real mode or conjugate pair, smallest residual first. Relative to the mode's size: its"
-        f" residual, what predicting no change of it would get, and the most that its error comes to in {STEPS} steps."
+        " residual, and what predicting no change of it would get."
     )
+    if not about.bilinear:
+        names = (*names, f"in {STEPS} steps")
+        caption += f" The last column is about the most that its error comes to in {STEPS} steps on such states."
     caption += "" if dt is None else f" A step is {dt:g} s."
     first = Table("modes", names, rows[:SHOWN], caption, digits=3)
     if len(rows) <= SHOWN:
@@ -162,7 +170,8 @@ def _rows(about: Modes, dt: float | None) -> Iterable[tuple[str | float | None, 
     for value, residual, change, most, trust in zip(*columns, strict=True):
         if value.imag < -NEAR_ZERO:  # its conjugate is shown
             continue
-        seen = [x if math.isfinite(x) else None for x in (residual, change, most)]
+        judged = (residual, change) if about.bilinear else (residual, change, most)
+        seen = [x if math.isfinite(x) else None for x in judged]
         period = _period_of(value, 1.0 if dt is None else dt)
         yield _eigenvalue(value), words_of(value, residual, trust, dt), abs(value), period, *seen
 

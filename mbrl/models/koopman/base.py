@@ -128,11 +128,10 @@ class KoopmanModel(DynamicsModel):
         """
         period = self.reencode_every if reencode_every is None else reencode_every
         start = _own(state)
-        latents = self._follow(start.latent, actions, period or len(actions))
-        obs = torch.cat([start.obs[None], self.read(latents)])
-        latents = torch.cat([start.latent[None], latents])
+        before, after = self._follow(start.latent, actions, period or len(actions))
+        obs, latents = torch.cat([start.obs[None], self.read(after)]), torch.cat([start.latent[None], after])
         age = start.age + torch.arange(len(latents), device=obs.device)[:, None]
-        judged = self._judge(obs[:-1], actions, obs[1:], latents[:-1], latents[1:])
+        judged = self._judge(obs[:-1], actions, obs[1:], before, after)
         path = Trajectory(KoopmanState(obs, latents, age), *judged)
         return path.map(lambda x: x.unsqueeze(1).expand(-1, particles, *x.shape[1:]))
 
@@ -144,12 +143,15 @@ class KoopmanModel(DynamicsModel):
             path.append(latent)
         return torch.stack(path)
 
-    def _follow(self, latent: Tensor, actions: Tensor, period: int) -> Tensor:
-        """:meth:`rollout_latent`, lifting anew after every ``period`` steps."""
-        pieces: list[Tensor] = []
+    def _follow(self, latent: Tensor, actions: Tensor, period: int) -> tuple[Tensor, Tensor]:
+        """The latents ``[H, B, N]`` before and after each move, lifted anew after every ``period`` steps."""
+        before: list[Tensor] = []
+        after: list[Tensor] = []
         for piece in actions.split(period):
-            pieces.append(self.rollout_latent(self.relift(pieces[-1][-1]) if pieces else latent, piece))
-        return torch.cat(pieces)
+            first = self.relift(after[-1][-1]) if after else latent
+            after.append(self.rollout_latent(first, piece))
+            before += [first[None], after[-1][:-1]]
+        return torch.cat(before), torch.cat(after)
 
     def _refreshed(self, state: KoopmanState) -> KoopmanState:
         if not self.reencode_every:

@@ -86,8 +86,8 @@ def test_rows_that_a_fixed_holdout_kept_are_unseen(run: Path) -> None:
     kept: list[Tensor] = []
     seen = agent.fitter.split
 
-    def watched(data: Any, generator: Any) -> Any:
-        train, held = seen(data, generator)
+    def watched(data: Any, generator: Any, window: int) -> Any:
+        train, held = seen(data, generator, window)
         kept.append(held.sort().values)
         return train, held
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -179,3 +180,20 @@ def test_bad_options_are_named(generator: Generator) -> None:
             Wheel(**options)
     with pytest.raises(UserError, match="encode"):
         Wheel().step(State(start()), torch.zeros(6, 1), generator)
+
+
+def test_a_learned_reward_is_of_the_latent_that_moved() -> None:
+    spec = dataclasses.replace(SPEC, reward_terms={}, reward_complete=False)
+    model = Wheel(spec, reencode_every=2)
+    model.learned_reward = lambda latent, action, after: latent[..., 3] + after[..., 3]  # type: ignore[method-assign]
+    actions = torch.rand(7, 6, 1, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    state, stepped = model.encode(start()), []
+    path = model.rollout(state, actions, None)
+    for action in actions:
+        step = model.step(state, action, None)
+        stepped.append(step.reward)
+        state = step.state
+    torch.testing.assert_close(path.reward[:, 0], torch.stack(stepped))
+    latents = path.states.latent[:, 0, :, 3]
+    stale = latents[:-1] + latents[1:]  # what a move after a lift would get from the latent before it
+    assert (path.reward[:, 0] - stale).abs().max() > 0.01
