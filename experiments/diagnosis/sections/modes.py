@@ -36,9 +36,9 @@ def section(found: Evidence) -> Section | None:
     about = found.modes
     kind, size = ("bilinear" if about.bilinear else "linear"), len(about.values)
     lead = (
-        f"This model is {kind} in {size} lifted coordinates, and each eigenvector of its state matrix is a function"
-        " of the state that should evolve on its own: multiplied by its eigenvalue at every step, beside what the action"
-        f" does. The residual is how far a step is from that, relative to the function's own size: {_which_rows(found)}."
+        f"This model is {kind} in {size} lifted coordinates. Each eigenvector of its state matrix is a function of the"
+        " state that should evolve on its own: multiplied by its eigenvalue at every step, beside what the action does."
+        f" The residual is how far a step is from that, relative to the function's own size: {_which_rows(found)}."
     )
     parts: list[Part] = [
         _plane(about),
