@@ -266,13 +266,17 @@ class TaskConditioned(Protocol):
 Capability = TypeVar("Capability")
 
 
+class LacksCapability(UserError):
+    """A part asked a model for what it does not offer."""
+
+
 def require(model: DynamicsModel, capability: type[Capability]) -> Capability:
-    """``model`` as that capability, or a :class:`UserError` that names the models which have it."""
+    """``model`` as that capability, or a :class:`LacksCapability` that names the models which have it."""
     if isinstance(model, capability):
         return model
     have = sorted(kind.__name__ for kind in _subclasses(DynamicsModel) if _offers(kind, capability))
     fix = f"it does not offer {capability.__name__}; models that do: {', '.join(have) or 'none'}"
-    raise UserError("model", type(model).__name__, fix)
+    raise LacksCapability("model", type(model).__name__, fix)
 
 
 def _subclasses(kind: type[Any]) -> list[type[Any]]:

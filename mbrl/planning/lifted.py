@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from envs.errors import UserError
 from envs.spec import EnvSpec
 from mbrl.data.record import Record
-from mbrl.models.base import DynamicsModel, LatentLinear, LinearParts, State, require
+from mbrl.models.base import DynamicsModel, LacksCapability, LatentLinear, LinearParts, State, require
 from mbrl.models.quadratic import QuadraticForm, QuadraticReward
 from mbrl.planning.base import NoMemory, Plan, Planner
 from mbrl.planning.objective import NotQuadratic, Objective
@@ -118,7 +118,7 @@ class LiftedPlanner(Planner):
         memory = self.initial(len(obs), obs.device) if warm_start is None else _own(warm_start)
         try:
             task, prepared = self._task(model, objective)
-        except UserError as obstacle:
+        except (NotQuadratic, LacksCapability) as obstacle:  # another error is the user's to mend
             fallback = self._fall_back(obstacle)
             plan = fallback.plan(model, objective, state, memory.fallback, proposals, generator=generator)
             plan.warm_start = LiftedMemory(memory.plan, memory.dual, plan.warm_start)
@@ -163,9 +163,8 @@ class LiftedPlanner(Planner):
         except NotQuadratic:
             if reward is None:
                 raise
-        forms = objective.quadratic(
-            self.spec, reward.form().to("cpu")
-        )  # raises where the reward is not the only obstacle
+        # raises where the reward is not the only obstacle
+        forms = objective.quadratic(self.spec, reward.form().to("cpu"))
         r2 = float(reward.r2)
         if -torch.inf < r2 < self.min_r2:  # a form that was never fitted costs nothing: the plan is to do nothing
             fix = (

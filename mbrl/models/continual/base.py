@@ -57,12 +57,12 @@ class ContinualModel(DynamicsModel):
     def __init__(
         self,
         spec: EnvSpec,
-        hidden: int,
-        layers: int,
-        members: int,
-        probabilistic: bool,
-        bound_weight: float,
-        validity: float,
+        hidden: int = 32,
+        layers: int = 2,
+        members: int = 1,
+        probabilistic: bool = False,
+        bound_weight: float = 0.01,
+        validity: float = 0.0,
     ) -> None:
         super().__init__(spec)
         if min(hidden, layers, members) < 1:

@@ -61,18 +61,6 @@ class SharedTrunk(ContinualModel):
 class SingleModels(ContinualModel):
     """A network of its own for each task: nothing is forgotten, nothing is shared, and memory grows by a network."""
 
-    def __init__(
-        self,
-        spec: EnvSpec,
-        hidden: int = 32,
-        layers: int = 2,
-        members: int = 1,
-        probabilistic: bool = False,
-        bound_weight: float = 0.01,
-        validity: float = 0.0,
-    ) -> None:
-        super().__init__(spec, hidden, layers, members, probabilistic, bound_weight, validity)
-
     def shared_layout(self) -> Layout:
         return Layout({})
 

@@ -95,9 +95,6 @@ class KoopmanModel(DynamicsModel):
     def encode(self, obs: Tensor, task: Tensor | None = None, sim_state: Tensor | None = None) -> KoopmanState:
         return KoopmanState(obs, self.lift(obs), torch.zeros(obs.shape[:-1], dtype=torch.long, device=obs.device))
 
-    def decode(self, state: State) -> Tensor:
-        return state.obs
-
     @torch.no_grad()
     def step(self, state: State, action: Tensor, generator: Generator | None) -> Step:
         """One step; rows whose latent is a full period old are lifted anew first."""

@@ -337,3 +337,14 @@ def test_it_serves_the_agent() -> None:
         assert action.shape == (2, 1)
         assert action.isfinite().all()
         assert extras["plan_value"].isfinite().all()
+
+
+def test_a_mistyped_objective_is_not_handed_to_the_fallback() -> None:
+    spec = env_spec("Pendulum-v1")
+    model = EDMD(spec, dictionaries=[])
+    planner = QPPlanner(spec, horizon=3, fallback=lambda spec: CEM(spec, horizon=3))
+    state = model.encode(torch.zeros(1, 3))
+    wrong = Objective([QuadraticState({"foo": 1.0})])
+    with pytest.raises(UserError, match="foo"):
+        planner.plan(model, wrong, state, planner.initial(1), generator=torch.Generator())
+    assert not planner._told  # nobody was told that the fallback plans
