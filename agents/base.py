@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ from mbrl.clock import Clock
 from mbrl.data.buffer import ReplayBuffer
 from mbrl.data.record import Record
 from mbrl.data.transitions import Transitions
+from mbrl.models.base import DynamicsModel
 
 Mode = Literal["explore", "evaluate"]
 
@@ -80,6 +83,41 @@ class Agent(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`, bit for bit."""
+
+
+class TaskLearner:
+    """What an agent adds that can meet one task after another, told apart by whole-number ids; boundaries are known.
+
+    The defaults are those of an agent for which all tasks are alike.
+    """
+
+    needs_tasks: bool = False
+    """Whether it must be told of tasks; then a single environment is a sequence of one."""
+
+    def start_task(self, task: int, spec: EnvSpec) -> None:
+        """From now on everything that is acted on and observed is of this new task."""
+
+    def end_task(self, task: int, clock: Clock) -> dict[str, dict[str, Any]]:
+        """The task is over; learn what is still to be learned of it. Metrics by event, as of :meth:`Agent.update`."""
+        return {}
+
+    def attach_task(self, task: int, spec: EnvSpec) -> None:
+        """Say again what a task is that was started before this agent's state was saved and loaded."""
+
+    @contextmanager
+    def acting_on(self, task: int) -> Iterator[None]:
+        """Inside, :meth:`Agent.act` is asked about a task that has been started, which need not be the newest."""
+        yield
+
+    def model_of(self, task: int) -> DynamicsModel | None:
+        """What is predicted of a task now; None for an agent that predicts nothing."""
+        return None
+
+    def costs(self, task: int) -> dict[str, float]:
+        """What a task costs to keep: ``task_memory_bytes``, ``kept_bytes`` (of them what only serves to remember),
+        ``shared_bytes`` (once for all tasks) and ``stored_rows`` (transitions of all old tasks).
+        """
+        return {}
 
 
 def usable_device(name: str) -> torch.device:

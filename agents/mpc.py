@@ -144,9 +144,13 @@ class MPCAgent(Agent):
     def update(self, clock: Clock) -> dict[str, dict[str, Any]]:
         if self.fitter is None or not clock.due(self.fit_every, offset=max(1, self.warmup_steps)):
             return {}
+        return self.learn(self.fitter, clock)
+
+    def learn(self, fitter: ModelFitter, clock: Clock) -> dict[str, dict[str, Any]]:
+        """Judge the model on what is new, and fit it to all there is."""
         buffer = self.buffers["real"]
-        report = self.judge_model(self.fitter)
-        report |= self.fitter.fit(self.model, buffer.all().to(self.device), self.generator)
+        report = self.judge_model(fitter)
+        report |= fitter.fit(self.model, buffer.all().to(self.device), self.generator)
         clock.updates += int(report["gradient_steps"])
         self._bound = None
         slots = clock.env_steps - clock.previous_env_steps

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Generator, Tensor
 
-from agents.base import ActorState, Agent, Mode
+from agents.base import ActorState, Agent, Mode, TaskLearner
 from agents.common import random_action
 
 
-class RandomAgent(Agent):
+class RandomAgent(Agent, TaskLearner):
     """Acts uniformly at random in the action space and learns nothing."""
 
     def act(

@@ -9,12 +9,15 @@ from envs.spec import EnvSpec
 
 register_own()
 
+from envs.tasks import TaskSequence  # noqa: E402 (sequences are named like environments, which are known only now)
+
 __all__ = [
     "BoundaryEnv",
     "CheckReport",
     "EnvPool",
     "EnvSpec",
     "PoolStep",
+    "TaskSequence",
     "UserError",
     "check_env",
     "env_spec",

@@ -58,6 +58,7 @@ class EnvPool:
         episode_seed: ``(slot, episode) -> seed`` of the ``episode``-th episode (from 0) of a slot.
         asynchronous: one worker process an environment (:class:`gymnasium.vector.AsyncVectorEnv`); rounds stay
             synchronous, so the data is the same.
+        first_episode: number of each slot's first episode; a pool that follows another goes on counting.
 
     Nothing resets by itself: call :meth:`reset` once, then :meth:`step`, and :meth:`reset_ended` after every step in
     which something ended (calling it after every step is fine).
@@ -69,6 +70,7 @@ class EnvPool:
         num_envs: int,
         episode_seed: Callable[[int, int], int],
         asynchronous: bool = False,
+        first_episode: int = 0,
     ) -> None:
         if num_envs < 1:
             raise UserError("num_envs", num_envs, "give a whole number of at least 1.")
@@ -78,7 +80,7 @@ class EnvPool:
         self._envs: Any = kind(makers, autoreset_mode=AutoresetMode.DISABLED)
         self.spec = self._call("env_spec")[0]
         self._exact: bool = self._call("restorable")[0]
-        self._episode = np.zeros(num_envs, dtype=np.int64)
+        self._episode = np.full(num_envs, first_episode, dtype=np.int64)
         self._seeds = [0] * num_envs
         self._actions: list[list[NDArray[Any]]] = [[] for _ in range(num_envs)]
         self._step = np.zeros(num_envs, dtype=np.int64)
@@ -100,6 +102,11 @@ class EnvPool:
     def episode_ids(self) -> NDArray[np.int64]:
         """``[N]``: ids of the open episodes."""
         return self._episode * self.num_envs + np.arange(self.num_envs)
+
+    @property
+    def next_episode(self) -> int:
+        """A number that no slot's episodes have had yet."""
+        return int(self._episode.max()) + 1
 
     def reset(self) -> Floats:
         """Begin the next episode in every slot (the first one, the first time); observations ``[N, D]``."""

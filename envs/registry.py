@@ -45,7 +45,14 @@ OWN_MUJOCO: Mapping[str, tuple[str, int]] = {
 PACKAGES = ("envs", "mbrl", "agents", "experiments")
 """The platform's packages: they stand before a user's folders of the same names."""
 
+Alias = Callable[[str], tuple[str, Mapping[str, float], Mapping[str, Any]]]
+"""``alias(name) -> (id, params, kwargs)``: what follows the scheme's colon as arguments of :func:`make_env`."""
+
+USUAL: tuple[Any, ...] = (None, 1, (), [])
+"""Arguments of :func:`make_env` that stand for nothing in particular; a named task may have its own."""
+
 _SCHEMES: dict[str, Loader] = {}
+_ALIASES: dict[str, Alias] = {}
 
 
 def register_own() -> None:
@@ -58,6 +65,11 @@ def register_own() -> None:
 def register_scheme(scheme: str, loader: Loader) -> None:
     """Make ``scheme:name`` mean ``loader(name, **kwargs)``. Registering a scheme again replaces it."""
     _SCHEMES[scheme] = loader
+
+
+def register_alias(scheme: str, alias: Alias) -> None:
+    """Make ``scheme:name`` another name of an environment with parameters. Registering it again replaces it."""
+    _ALIASES[scheme] = alias
 
 
 def make_env(
@@ -74,7 +86,8 @@ def make_env(
 
     Args:
         id: a Gymnasium id (``Hopper-v5``), ``package.module:Class`` (imported), or ``scheme:name``
-            (``dmc:cheetah-run``).
+            (``dmc:cheetah-run``; ``tasks:pendulum-five/2`` is the third task of a sequence, and without a number
+            the first).
         params: physics parameters by name, see :mod:`envs.variants`.
         render_mode: as in Gymnasium.
         action_repeat: environment steps a decision; rewards are summed.
@@ -85,6 +98,12 @@ def make_env(
     Raises:
         UserError: an unknown name, a class that cannot be imported or built, an unsupported space or parameter.
     """
+    scheme, _, name = id.partition(":")
+    if scheme in _ALIASES:
+        other, own_params, own = _ALIASES[scheme](name)
+        given: dict[str, Any] = {"render_mode": render_mode, "max_episode_steps": max_episode_steps, "learn": learn}
+        given = {key: value for key, value in (given | {"action_repeat": action_repeat}).items() if value not in USUAL}
+        return make_env(other, params={**own_params, **(params or {})}, **{**own, **given, **kwargs})
     max_episode_steps = _checked_limit(id, max_episode_steps)
     if render_mode is not None:
         kwargs["render_mode"] = render_mode

@@ -129,7 +129,7 @@ class CheckpointStore:
             )
         for name, buffer in buffers.items():
             count = state["buffers"][name]
-            self._store(name).restore(buffer, count["total_added"])
+            self._store(name).restore(buffer, count["total_added"], count["forgotten"])
             if count["weight"] is not None:
                 buffer.columns["weight"].copy_(count["weight"])
             self._oldest_needed[name] = [_oldest(buffer)]
@@ -138,7 +138,8 @@ class CheckpointStore:
         self._store(name).append(buffer)
         weight = buffer.columns.get("weight")
         plain = weight is None or bool((weight == 1.0).all())
-        return {"total_added": buffer.total_added, "weight": None if plain else weight}
+        kept = None if plain else weight
+        return {"total_added": buffer.total_added, "forgotten": buffer.forgotten, "weight": kept}
 
     def _store(self, name: str) -> BufferStore:
         return self._stores.setdefault(name, BufferStore(self.directory / "buffers" / name))

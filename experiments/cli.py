@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-KINDS = ("recipes", "suites", "envs", "models", "planners", "agents")
+KINDS = ("recipes", "suites", "envs", "tasks", "models", "planners", "agents")
 OPEN_ENDED = ("train", "bench", "compare", "fit")
 """Commands that take dotted overrides, or arguments of their own"""
 ROOT = Path(__file__).resolve().parent.parent

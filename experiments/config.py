@@ -16,6 +16,7 @@ from envs.registry import make_env
 from envs.spec import EnvSpec
 from experiments.config_problems import first_problem, innermost, user_error_in
 from experiments.names import check_names, expand_short_names
+from experiments.task_runs import set_steps
 from experiments.tree import merge, read_yaml, set_path
 
 if TYPE_CHECKING:
@@ -45,6 +46,19 @@ class EnvConfig:
     max_episode_steps: int | None = None
     learn: list[str] = field(default_factory=list)
     asynchronous: bool = False
+
+
+@dataclass(frozen=True)
+class TasksConfig:
+    """How a sequence of tasks (``env.id`` is ``tasks:NAME``) is gone through.
+
+    Args:
+        steps: env steps of each task; null divides ``steps`` evenly.
+        order: places of the tasks in the sequence, in the order in which they are learned; null takes all as they are.
+    """
+
+    steps: int | None = None
+    order: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,12 +98,13 @@ class RunConfig:
     Args:
         agent: class_path and init_args of an agent.
         env: the environment.
-        steps: env steps of training; with 0 the agent is evaluated as it is.
+        steps: env steps of training, of all tasks together; with 0 the agent is evaluated as it is.
         seed: where every random number of the run comes from.
         num_envs: environments that data is collected in, side by side.
         evaluation: how often and on what the agent is evaluated.
         checkpoint: how often the run can be continued from.
         video: record an episode at the end.
+        tasks: of a sequence of tasks, how it is gone through.
         threads: torch threads of this process; one gives the same numbers on every machine of a kind.
     """
 
@@ -101,6 +116,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     video: bool = False
+    tasks: TasksConfig = field(default_factory=TasksConfig)
     threads: int = 1
 
 
@@ -177,6 +193,7 @@ def _resolve_tree(tree: dict[str, Any], name: str, sources: tuple[Path, ...], tr
     _check_env_kwargs(tree["env"])
     tree = expand_short_names(tree)
     check_names(tree, trust)
+    set_steps(tree)
     parser = make_parser()
     parsed = _parse(parser, tree)
     _check_ranges(tree | _plain(parsed))

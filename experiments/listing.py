@@ -17,6 +17,10 @@ def lines(kind: str) -> list[str]:
         return [f"{name:<24}{_about_recipe(name)}".rstrip() for name in list_recipes()]
     if kind == "suites":
         return [f"{name:<24}{first_comment(SUITES / f'{name}.yaml')}".rstrip() for name in list_suites()]
+    if kind == "tasks":
+        from envs.tasks import list_tasks
+
+        return [f"{name:<24}{about}" for name, about in list_tasks().items()]
     if kind == "envs":
         from envs import list_envs
 

@@ -214,12 +214,12 @@ def _real_rows(directory: RunDirectory, agent: Agent, state: Mapping[str, Any]) 
     from experiments.segments import BufferStore
 
     _model_of(agent, str(directory.path))
-    buffer = agent.buffers.get("real")
-    count = 0 if buffer is None else int(state["buffers"]["real"]["total_added"])
-    if buffer is None or count == 0:
+    buffer, counts = agent.buffers.get("real"), state["buffers"].get("real", {})
+    total, forgotten = (int(counts.get(key, 0)) for key in ("total_added", "forgotten"))
+    if buffer is None or total <= forgotten:
         fix = "this run has stored no real transitions to start from; train it longer"
         raise UserError(f"{SCHEME}:{directory.path}", "no data", fix)
-    BufferStore(directory.checkpoints / "buffers" / "real").read(buffer, count)
+    BufferStore(directory.checkpoints / "buffers" / "real").read(buffer, total, forgotten)
     return buffer.all()
 
 

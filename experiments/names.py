@@ -96,7 +96,7 @@ def check_names(tree: Mapping[str, Any], trust: Sequence[str]) -> None:
 
 def check_env_id(id: str, trust: Sequence[str]) -> None:
     """Refuse ``module:Class`` whose module was not typed, and a run's model that needs such a module."""
-    module, colon, name = id.partition(":")
+    module, colon, name = _without_tasks(id).partition(":")
     if colon and module == model_scheme.SCHEME:
         model_scheme.admit(name, trust)
     elif colon and module not in SCHEMES:
@@ -104,9 +104,14 @@ def check_env_id(id: str, trust: Sequence[str]) -> None:
 
 
 def module_of(env_id: str) -> str | None:
-    """The module in ``module:Class``, or None."""
-    module, colon, _ = env_id.partition(":")
+    """The module in ``module:Class`` or ``tasks:module:function``, or None."""
+    module, colon, _ = _without_tasks(env_id).partition(":")
     return module if colon and module not in SCHEMES else None
+
+
+def _without_tasks(env_id: str) -> str:
+    """What a sequence is named by; any other id as it is."""
+    return env_id.removeprefix("tasks:")
 
 
 def outside_modules(tree: Mapping[str, Any]) -> list[str]:

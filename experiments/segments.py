@@ -50,18 +50,20 @@ class BufferStore:
             if (int(path.stem.removeprefix("segment-")) + 1) * self.segment_rows <= oldest:
                 path.unlink(missing_ok=True)
 
-    def restore(self, buffer: ReplayBuffer, total_added: int) -> None:
-        """Fill an empty ``buffer`` as it was when ``total_added`` rows had been added, and forget later rows."""
+    def restore(self, buffer: ReplayBuffer, total_added: int, forgotten: int = 0) -> None:
+        """Fill an empty ``buffer`` as it was when ``total_added`` rows had been added, of which it had been told to
+        forget the first ``forgotten``; later rows are cut off.
+        """
         self._cut(total_added)
         self.written = total_added
-        self.read(buffer, total_added)
+        self.read(buffer, total_added, forgotten)
 
-    def read(self, buffer: ReplayBuffer, total_added: int) -> None:
+    def read(self, buffer: ReplayBuffer, total_added: int, forgotten: int = 0) -> None:
         """As :meth:`restore`, and nothing on the disk changes: the run may be alive."""
-        if total_added == 0:
+        buffer.total_added, buffer.forgotten = total_added, forgotten
+        if total_added == forgotten:
             return
         self._read_schema()
-        buffer.total_added = total_added
         self._allocate(buffer)
         for segment, start, stop in self._pieces(total_added - len(buffer), total_added):
             where = torch.arange(start, stop, device=buffer.device) % buffer.capacity

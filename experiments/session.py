@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,18 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.base import Agent
+from agents.base import Agent, TaskLearner
 from agents.external import ExternalLearner
 from envs.boundary import try_out
 from envs.errors import UserError
-from envs.pool import EnvPool
 from envs.spec import EnvSpec
+from envs.tasks import is_sequence
 from experiments.checkpoint import CheckpointStore
 from experiments.config import Resolved, RunConfig, make_one_env, resolve
 from experiments.evaluation import Evaluator
+from experiments.loops.continual import ContinualLoop, make_pool
 from experiments.loops.online import OnlineLoop
 from experiments.reporter import Reporter
 from experiments.run import RunDirectory, free_path
+from experiments.task_evaluation import TaskEvaluator, attach_tasks, need_learner, over_tasks
+from experiments.task_runs import TaskRun, task_runs
 from mbrl import seeding
 from mbrl.seeding import derive_seed
 
@@ -52,23 +57,16 @@ def build_agent(config: RunConfig, spec: EnvSpec) -> Agent:
 
 def try_agent(config: RunConfig) -> None:
     """Try the environment out and build the agent for it. Raises ``UserError`` where a run could not begin."""
-    make = make_one_env(config.env)
+    first = task_runs(config)[0]
+    make = make_one_env(first.env)
     try_out(make)
     env = make()
     try:
-        build_agent(config, env.env_spec)
+        agent = build_agent(config, env.env_spec)
     finally:
         env.close()
-
-
-def build_pool(config: RunConfig) -> EnvPool:
-    """The training environments; every episode's reset seed comes from (run seed, slot, episode)."""
-    return EnvPool(
-        make_one_env(config.env),
-        config.num_envs,
-        lambda slot, episode: derive_seed(config.seed, "env", slot, episode),
-        asynchronous=config.env.asynchronous,
-    )
+    if is_sequence(config.env.id):
+        need_learner(agent)
 
 
 class Session:
@@ -79,11 +77,20 @@ class Session:
         self.config = resolved.config
         torch.set_num_threads(self.config.threads)
         torch.set_flush_denormal(True)  # activations that underflow slow matrix products several times
-        try_out(make_one_env(self.config.env))  # a broken environment is refused before anything is on disk
-        self.pool = build_pool(self.config)
-        self.evaluator = Evaluator(self.config)
+        self.tasks = task_runs(self.config)
+        first = self.tasks[0]
+        try_out(make_one_env(first.env))  # a broken environment is refused before anything is on disk
+        self.pool = make_pool(self.config, first)
+        self.evaluator = Evaluator(dataclasses.replace(self.config, env=first.env))
         self.agent = build_agent(self.config, self.pool.spec)
+        if self.in_turn:
+            need_learner(self.agent)
         seed_everything(self.config.seed)
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether tasks are learned in turn."""
+        return is_sequence(self.config.env.id) or (isinstance(self.agent, TaskLearner) and self.agent.needs_tasks)
 
     def create(self, out: str | None, command: Sequence[str]) -> RunDirectory:
         """The run directory: made only now that everything could be built."""
@@ -97,7 +104,7 @@ class Session:
         reporter = Reporter(run, self.config.steps, quiet)
         try:
             checkpoints = CheckpointStore(run.checkpoints, self.config.checkpoint.keep)
-            loop = OnlineLoop(self.config, self.agent, self.pool, self.evaluator, checkpoints, reporter)
+            loop = self._make_loop(checkpoints, reporter)
             checkpoints.remove_leftovers()
             state = checkpoints.load_latest()
             with foreign_state(run.path):
@@ -106,9 +113,14 @@ class Session:
                     loop.load_state_dict(state)
             if not loop.finished:
                 reporter.begin(state)
-            yield loop
+            with contextlib.closing(loop):
+                yield loop
         finally:
             reporter.close()
+
+    def _make_loop(self, checkpoints: CheckpointStore, reporter: Reporter) -> OnlineLoop:
+        parts = self.config, self.agent, self.pool, self.evaluator, checkpoints, reporter
+        return ContinualLoop(*parts, self.tasks) if self.in_turn else OnlineLoop(*parts)
 
     def close(self) -> None:
         self.pool.close()
@@ -139,17 +151,31 @@ def reopen(run: RunDirectory, trust: Sequence[str], overrides: Sequence[tuple[st
 
 def restore_agent(session: Session, run: RunDirectory, best: bool = False) -> int:
     """Give ``session.agent`` the newest (or best) weights of a run; the env steps that they had seen."""
+    return _restore(session, run, best)[0]
+
+
+def _restore(session: Session, run: RunDirectory, best: bool) -> tuple[int, tuple[TaskRun, ...]]:
+    """Env steps that the weights had seen, and the tasks that had begun."""
     checkpoints = CheckpointStore(run.checkpoints)
     state = checkpoints.load_best() if best else checkpoints.load_latest()
     if state is None:
         raise UserError("RUN", str(run.path), "this run has no checkpoint yet")
     with foreign_state(run.path):
         session.agent.load_state_dict(state["agent"])
-        return int(state["clock"]["env_steps"])
+        begun = session.tasks[: state["sequence"]["position"] + 1] if session.in_turn else session.tasks
+        if session.in_turn:
+            attach_tasks(need_learner(session.agent), begun)
+        return int(state["clock"]["env_steps"]), begun
 
 
 def evaluate_run(session: Session, run: RunDirectory, best: bool = False) -> tuple[int, dict[str, Any]]:
-    """Env steps that the newest (or best) weights had seen, and their evaluation. Leaves them in ``session.agent``."""
-    env_steps = restore_agent(session, run, best)
+    """Env steps that the newest (or best) weights had seen, and their evaluation. Leaves them in ``session.agent``.
+
+    Of a sequence of tasks, all that had begun are evaluated.
+    """
+    env_steps, begun = _restore(session, run, best)
+    if session.in_turn:
+        judge = TaskEvaluator(session.config, session.agent, need_learner(session.agent))
+        return env_steps, over_tasks([judge.of(task, env_steps) for task in begun])
     generator = seeding.generator(session.config.seed, "evaluate", env_steps)
     return env_steps, session.evaluator.evaluate(session.agent, generator)

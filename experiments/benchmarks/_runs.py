@@ -27,7 +27,7 @@ def make_job(options: argparse.Namespace, label: str, env: str, seed: int, comma
 
 
 def _place(env: str, label: str, seed: int) -> Path:
-    return Path(env.replace("/", "-")) / label / f"seed{seed}"
+    return Path(env.replace("/", "-").replace(":", "-")) / label / f"seed{seed}"
 
 
 def add_options(parser: argparse.ArgumentParser, name: str) -> None:

@@ -79,30 +79,30 @@ def _of_run(run: RunDirectory, most: int | None) -> Dataset:
         raise UserError("--data", str(run.path), "this run has no checkpoint yet")
     counts = state["buffers"]
     name = "real" if "real" in counts else next(iter(counts), "real")
-    total = int(counts[name]["total_added"]) if counts else 0
+    total, forgotten = (int(counts[name][key]) if counts else 0 for key in ("total_added", "forgotten"))
     total = total if most is None else min(total, most)
-    if not total:
+    if total <= forgotten:
         raise UserError(
             "--data", str(run.path), "it has stored no transitions: its agent keeps none, or has just begun"
         )
     env = read_yaml(run.config).get("env")
-    return Dataset(run.path, _read_segments(run.checkpoints / "buffers" / name, total), env)
+    return Dataset(run.path, _read_segments(run.checkpoints / "buffers" / name, total, forgotten), env)
 
 
-def _read_segments(folder: Path, total: int) -> ReplayBuffer:
-    """Every row that is still on the disk, among them some that the run's own ring has let go."""
+def _read_segments(folder: Path, total: int, forgotten: int) -> ReplayBuffer:
+    """Every row that is still on the disk, among them some that the run's own ring has let go but was not told to."""
     try:
         about = json.loads((folder / "schema.json").read_text())
         columns = {column["name"]: tuple(column["shape"]) for column in about["columns"]}
         oldest = min(int(path.stem.removeprefix("segment-")) for path in folder.glob("segment-*.bin"))
-        first = oldest * int(about["segment_rows"])
+        first = max(forgotten, oldest * int(about["segment_rows"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(str(folder), type(error).__name__, "the buffer's files are damaged or missing") from error
     if first >= total:
         raise UserError(str(folder), f"rows from {first:,} on", f"rows before {total:,} are wanted; they are gone")
     extra = {name.removeprefix("extra."): shape for name, shape in columns.items() if name.startswith("extra.")}
     buffer = ReplayBuffer(total - first, extra)
-    BufferStore(folder).read(buffer, total)
+    BufferStore(folder).read(buffer, total, forgotten)
     return buffer
 
 

@@ -43,6 +43,8 @@ class OnlineLoop:
         self.actor_state: ActorState = agent.initial_actor_state(config.num_envs)
         self.returns = np.zeros(config.num_envs)
         self.best = -np.inf
+        self.task_id: int | None = None
+        """Of a sequence of tasks, the one that is learned."""
         self.started = False
         self.finished = False
 
@@ -50,19 +52,31 @@ class OnlineLoop:
         """Train to the end; the final evaluation's values."""
         if not self.started:
             self.started = True
-            self.pool.reset()
+            self.begin()
             self.save()
         while self.clock.env_steps < self.config.steps:
             self.advance()
             if self.clock.env_steps < self.config.steps:
-                if self.clock.due(self.config.evaluation.every):
-                    self.evaluate()
-                if self.clock.due(self.config.checkpoint.every):
-                    self.save()
-        result = self.evaluate()
+                self.between()
+        result = self.conclude()
         self.finished = True
         self.save()
         return result
+
+    def begin(self) -> None:
+        """Start the environments."""
+        self.pool.reset()
+
+    def between(self) -> None:
+        """Evaluate and save where it is time to."""
+        if self.clock.due(self.config.evaluation.every):
+            self.evaluate()
+        if self.clock.due(self.config.checkpoint.every):
+            self.save()
+
+    def conclude(self) -> dict[str, Any]:
+        """The last evaluation."""
+        return self.evaluate()
 
     def advance(self) -> None:
         """One decision in every slot and what is learned from it; of an external learner, one round of its own."""
@@ -92,7 +106,7 @@ class OnlineLoop:
     def collect(self, action: torch.Tensor, extra: dict[str, torch.Tensor] | None = None) -> Transitions:
         """One step of every environment, counted and reported; episodes that ended begin anew."""
         step = self.pool.step(action.cpu().numpy())
-        transitions = to_transitions(step, action, extra or {}, version=self.clock.updates)
+        transitions = to_transitions(step, action, extra or {}, self.clock.updates, self.task_id)
         self.clock.tick(self.config.num_envs)
         self.report_episodes(transitions)
         self.pool.reset_ended()
@@ -103,8 +117,10 @@ class OnlineLoop:
         self.returns += transitions.reward.double().cpu().numpy()
         for slot in (transitions.terminated | transitions.truncated).nonzero()[:, 0].tolist():
             self.clock.episodes += 1
-            values = {"return": float(self.returns[slot]), "length": int(transitions.step[slot]) + 1}
-            self.reporter.record("episode", self.clock, values | {"episode": int(transitions.episode[slot])})
+            values: dict[str, float] = {"return": float(self.returns[slot]), "length": int(transitions.step[slot]) + 1}
+            values |= {"episode": int(transitions.episode[slot])}
+            values |= {} if self.task_id is None else {"task": self.task_id}
+            self.reporter.record("episode", self.clock, values)
             self.returns[slot] = 0.0
 
     def evaluate(self) -> dict[str, Any]:
@@ -114,8 +130,12 @@ class OnlineLoop:
         self.reporter.record("evaluation", self.clock, values)
         if values["return_mean"] > self.best:
             self.best = values["return_mean"]
-            self.checkpoints.save_best({"agent": self.agent.state_dict(), "clock": self.clock.state_dict()})
+            self.checkpoints.save_best(self.weights())
         return values
+
+    def weights(self) -> dict[str, Any]:
+        """What an evaluation needs of a checkpoint."""
+        return {"agent": self.agent.state_dict(), "clock": self.clock.state_dict()}
 
     def save(self) -> None:
         """Write a checkpoint: everything that the rest of the run depends on."""
@@ -149,8 +169,13 @@ class OnlineLoop:
         self.best, self.finished, self.started = state["best"], state["finished"], True
         set_global_random_states(state["global"])
 
+    def close(self) -> None:
+        """Close the environments that the loop made itself."""
 
-def to_transitions(step: PoolStep, action: torch.Tensor, extra: dict[str, torch.Tensor], version: int) -> Transitions:
+
+def to_transitions(
+    step: PoolStep, action: torch.Tensor, extra: dict[str, torch.Tensor], version: int, task: int | None = None
+) -> Transitions:
     """What the pool saw, as the record that agents learn from: one row a slot."""
     columns = {
         name: torch.from_numpy(getattr(step, name))
@@ -160,6 +185,7 @@ def to_transitions(step: PoolStep, action: torch.Tensor, extra: dict[str, torch.
         **columns,
         action=action.cpu(),
         policy_version=torch.full((len(action),), version),
+        task=None if task is None else torch.full((len(action),), task),
         sim_state=None if step.sim_state is None else torch.from_numpy(step.sim_state),
         extra={name: column.cpu() for name, column in extra.items()},
     )

@@ -46,11 +46,18 @@ class ReplayBuffer:
         self.extra = dict(extra or {})
         self.device = torch.device(device)
         self.total_added = 0
+        self.forgotten = 0
         self.columns: dict[str, Tensor] = {}
         self._starts: tuple[int, int, Tensor] | None = None
 
     def __len__(self) -> int:
-        return min(self.total_added, self.capacity)
+        return min(self.total_added - self.forgotten, self.capacity)
+
+    def forget(self) -> None:
+        """Drop every row; ids go on counting, and the memory is used again."""
+        self.forgotten = self.total_added
+        for column in self.columns.values():
+            column.zero_()
 
     @property
     def ids(self) -> Tensor:
@@ -185,6 +192,7 @@ class ReplayBuffer:
         return {
             "capacity": self.capacity,
             "total_added": self.total_added,
+            "forgotten": self.forgotten,
             "extra": extra,
             "columns": list(self.columns),
         }
@@ -194,7 +202,7 @@ class ReplayBuffer:
         """Read what :meth:`save` wrote. Runs no code from the files; raises ``UserError`` on a damaged folder."""
         about, arrays = _read_folder(Path(path))
         buffer = cls(about["capacity"], {name: tuple(shape) for name, shape in about["extra"].items()}, device)
-        buffer.total_added = about["total_added"]
+        buffer.total_added, buffer.forgotten = about["total_added"], about["forgotten"]
         where = buffer.ids % buffer.capacity
         for name, array in arrays.items():
             column = torch.from_numpy(np.array(array)).to(buffer.device)
@@ -210,7 +218,7 @@ class ReplayBuffer:
         (weights, say) stays in memory, the files do not change.
         """
         about, arrays = _read_folder(Path(path))
-        rows = min(about["total_added"], about["capacity"])
+        rows = min(about["total_added"] - about["forgotten"], about["capacity"])
         if not rows:
             raise UserError(str(path), "no rows", "there is nothing to map; load it, or give another folder")
         buffer = cls(rows, {name: tuple(shape) for name, shape in about["extra"].items()})
@@ -240,7 +248,7 @@ def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, 
     """What ``buffer.json`` says, and the columns mapped copy-on-write: the files stay as they are."""
     try:
         about = json.loads((path / "buffer.json").read_text())
-        rows = min(int(about["total_added"]), int(about["capacity"]))
+        rows = min(int(about["total_added"]) - int(about["forgotten"]), int(about["capacity"]))
         wanted = {*REQUIRED, *(f"extra.{name}" for name in about["extra"])} if rows else set()
         if odd := (wanted ^ set(about["columns"])) - OPTIONAL:
             raise ValueError(f"column {min(odd)} is missing from buffer.json, or is not one of a replay buffer")
