@@ -40,7 +40,7 @@ def window_errors(model: DynamicsModel, windows: Transitions, depths: Sequence[i
     path = bound.rollout(bound.encode(windows.obs[:, 0]), actions, None, propagation="mean")
     std = windows.next_obs.flatten(0, 1).std(0)
     unit = torch.where(std > 1e-6, std, torch.ones_like(std))
-    misses = {d: (bound.decode(path.states[d - 1])[0] - windows.next_obs[:, d - 1]) / unit for d in depths}
+    misses = {d: (bound.decode(path.states[d])[0] - windows.next_obs[:, d - 1]) / unit for d in depths}
     lost = torch.stack([~(miss.abs() <= RUNAWAY).all(-1) for miss in misses.values()]).any(0)
     errors = {depth: float(miss[~lost].square().mean().sqrt()) for depth, miss in misses.items()}
     return WindowErrors(errors, len(lost), int(lost.sum()))
