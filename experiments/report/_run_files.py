@@ -17,6 +17,9 @@ DAMAGED = "this is not what `mbrl train` wrote; make the run again or take it ou
 SETTINGS: dict[str, type] = {"env.id": str, "seed": int, "steps": int, "agent.class_path": str}
 """What is read from every run's configuration."""
 COUNTS = ("env_steps", "updates")
+TASK_EVENTS = ("task_evaluation", "task")
+MOST_TASKS = 1000
+"""Of a sequence. Records that count further are damaged, and the matrices made from them would not fit in memory."""
 
 
 @dataclass
@@ -108,6 +111,20 @@ def _check_record(field_name: str, record: Any) -> None:
             raise UserError(f"{field_name}: {name}", record.get(name), DAMAGED)
     if record["event"] == "evaluation":
         _check_returns(f"{field_name}: returns", record.get("returns"))
+    if record["event"] in TASK_EVENTS:
+        _check_task(field_name, record)
+
+
+def _check_task(field_name: str, record: dict[str, Any]) -> None:
+    """It says which task was measured, after how many; a later one cannot be measured yet."""
+    places: list[Any] = [record.get("position"), record.get("learned")]
+    if not all(_is(place, int) for place in places) or not 0 <= places[0] <= places[1] < MOST_TASKS:
+        raise UserError(f"{field_name}: position, learned", places, DAMAGED)
+    for name in ("task", "name"):
+        if not _is(record.get(name), (str, int)):
+            raise UserError(f"{field_name}: {name}", record.get(name), DAMAGED)
+    if record["event"] == "task_evaluation":
+        _check_returns(f"{field_name}: return_mean", [record.get("return_mean")])
 
 
 def _check_returns(field_name: str, returns: Any) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from envs.errors import UserError
-from experiments.report._run_files import RunFiles, checkpointed, read_run
+from experiments.report._run_files import TASK_EVENTS, RunFiles, checkpointed, read_run
 from experiments.report._settings import differing, same_agent
 from experiments.report._status import Dropped, Job, SuiteSettings, read_status
 from experiments.report.statistics import FloatArray
@@ -68,6 +68,8 @@ class Run:
     evaluations: tuple[Evaluation, ...] = ()
     fits: tuple[dict[str, Any], ...] = ()
     """The ``fit`` records of ``metrics.jsonl``"""
+    tasks: tuple[dict[str, Any], ...] = ()
+    """Its records of the tasks of a sequence (see :mod:`experiments.report.continual`)"""
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
@@ -298,6 +300,7 @@ def _make_run(folder: Path, files: RunFiles, identity: tuple[str, str, int]) -> 
         error=files.error,
         evaluations=tuple(evaluations),
         fits=tuple(record for record in files.records if record["event"] == "fit"),
+        tasks=tuple(record for record in files.records if record["event"] in TASK_EVENTS),
         config=files.config,
         versions=files.versions,
         seconds=max(0.0, files.records[-1]["seconds"] - spent) if files.records else 0.0,

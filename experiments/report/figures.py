@@ -7,15 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.figure
+import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize, to_hex
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from experiments.pages.palette import colours
+from experiments.pages.palette import colours, contrast
+from experiments.report.statistics import FloatArray
 
 WIDTH, HEIGHT = 4.3, 3.0
 """Inches; narrow enough to be read on a phone, where a figure has the whole width."""
-TEXT, MUTED, RULE = "#1a1a1a", "#666666", "#d0d0d0"
+TEXT, MUTED, RULE, GROUND = "#1a1a1a", "#666666", "#d0d0d0", "#ffffff"
+DARK_INK, LIGHT_INK = "#141416", "#fdfdff"
+"""For text on colours that both themes share: no neutral greys, which the page would recolour."""
+COLOUR_STEPS = 32
+"""Of a colour scale; from 50 on matplotlib would make the scale's bar a bitmap."""
 MARKERS = "osD^vPX*"
 DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
@@ -51,6 +61,25 @@ def new(
     axes.set_title(plain(title), fontsize=10, loc="left", color=TEXT, fontweight="bold")
     axes.set_xlabel(plain(xlabel), fontsize=9, color=TEXT)
     axes.set_ylabel(plain(ylabel), fontsize=9, color=TEXT)
+    _quiet(axes)
+    return figure, axes
+
+
+def strips(titles: Sequence[str], xlabel: str, ylabel: str) -> tuple[matplotlib.figure.Figure, list[Axes]]:
+    """Low axes one above the other, a title each, over one x-axis and with one scale."""
+    figure = matplotlib.figure.Figure(figsize=(WIDTH, 1.0 + 0.95 * len(titles)), layout="constrained")
+    grid = figure.subplots(len(titles), 1, sharex=True, sharey=True, squeeze=False)
+    rows: list[Axes] = list(grid[:, 0])
+    for axes, title in zip(rows, titles, strict=True):
+        axes.set_title(plain(title), fontsize=9, loc="left", color=TEXT, pad=3)
+        _quiet(axes)
+        axes.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 2.5, 5, 10]))
+    rows[-1].set_xlabel(plain(xlabel), fontsize=9, color=TEXT)
+    figure.supylabel(plain(ylabel), fontsize=9, color=TEXT)
+    return figure, rows
+
+
+def _quiet(axes: Axes) -> None:
     axes.grid(color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -59,7 +88,6 @@ def new(
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-    return figure, axes
 
 
 def short(value: float) -> str:
@@ -182,3 +210,68 @@ def _interval(axes: Axes, place: int, row: Row, style: Style) -> None:
         bar.set_gid(f"{name}interval {place}")
     (point,) = axes.plot([row.value], [place], color=style.colour, marker=style.marker, markersize=6, linestyle="none")
     point.set_gid(f"{name}point {place}")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the colours of a heat map say; the brightest is the best."""
+
+    label: str
+    norm: Normalize
+    high_is_best: bool = True
+
+    @property
+    def colours(self) -> Colormap:
+        return colormaps["viridis" if self.high_is_best else "viridis_r"].resampled(COLOUR_STEPS)
+
+
+def heat_map(
+    title: str,
+    labels: tuple[str, str],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: FloatArray,
+    texts: Sequence[Sequence[str]],
+    scale: Scale,
+) -> matplotlib.figure.Figure:
+    """Coloured cells with text in them; a cell with text and without a value is grey, one without text is not there.
+
+    Args:
+        title: above the axes.
+        labels: of the x-axis and the y-axis.
+        rows: names of the rows, from the top.
+        columns: names of the columns.
+        values: what the colours say, ``[rows, columns]``, NaN where there is nothing.
+        texts: what is written in the cells, the same shape.
+        scale: the colours.
+    """
+    figure, axes = new(title, *labels, height=1.1 + 0.36 * max(len(rows), 5))
+    axes.grid(visible=False)
+    for row, column in np.argwhere(np.array(texts, dtype=object) != ""):
+        _cell(axes, row, column, float(values[row, column]), texts[row][column], scale)
+    axes.set_xticks(range(len(columns)), [plain(name) for name in columns])
+    axes.set_yticks(range(len(rows)), [plain(name) for name in rows])
+    axes.set_xlim(-0.5, len(columns) - 0.5)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.tick_params(length=0)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    _colour_bar(figure, axes, scale)
+    return figure
+
+
+def _cell(axes: Axes, row: int, column: int, value: float, text: str, scale: Scale) -> None:
+    known = np.isfinite(value)
+    colour = to_hex(scale.colours(scale.norm(value))) if known else RULE
+    ink = max((DARK_INK, LIGHT_INK), key=lambda ink: contrast(ink, colour)) if known else TEXT
+    place = (column - 0.5, row - 0.5)
+    axes.add_patch(Rectangle(place, 1, 1, facecolor=colour, edgecolor=GROUND, linewidth=1.5))
+    axes.text(column, row, plain(text), ha="center", va="center", fontsize=7.5, color=ink, linespacing=1.0)
+
+
+def _colour_bar(figure: matplotlib.figure.Figure, axes: Axes, scale: Scale) -> None:
+    bar = figure.colorbar(ScalarMappable(scale.norm, scale.colours), ax=axes, fraction=0.05, pad=0.02)
+    bar.set_label(plain(scale.label), fontsize=8.5, color=TEXT)
+    bar.ax.tick_params(labelsize=8, color=MUTED, labelcolor=TEXT, length=3)
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    bar.outline.set_visible(False)

@@ -12,6 +12,7 @@ from experiments.pages.parts import Section
 from experiments.report.comparison import Comparison
 from experiments.report.sections.aggregates import aggregates
 from experiments.report.sections.configuration import configuration
+from experiments.report.sections.continual import continual
 from experiments.report.sections.cost import cost
 from experiments.report.sections.curves import curves
 from experiments.report.sections.environments import environments
@@ -25,6 +26,7 @@ from experiments.report.sections.summary import summary
 SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     summary,
     curves,
+    continual,
     aggregates,
     improvement,
     profiles,
