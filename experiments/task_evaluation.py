@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
@@ -38,13 +39,17 @@ class TaskEvaluator:
 
     def of(self, task: TaskRun, env_steps: int) -> dict[str, Any]:
         """As of :class:`~experiments.evaluation.Evaluator`, and of an agent with a model ``error_at_1``, ``..._5``,
-        ``..._25`` (see :func:`~mbrl.diagnostics.window_errors.window_errors`), ``rollouts`` and how many of them ``diverged``.
+        ``..._25`` (see :func:`~mbrl.diagnostics.window_errors.window_errors`), ``rollouts`` and how many ``diverged``.
         """
         evaluator = Evaluator(dataclasses.replace(self.config, env=task.env))
         generator = seeding.generator(self.config.seed, "evaluate", env_steps, task.id)
         try:
             with self.learner.acting_on(task.id):
-                return evaluator.evaluate(self.agent, generator) | self._model_errors(task)
+                values = evaluator.evaluate(self.agent, generator)
+                began = time.perf_counter()
+                values |= self._model_errors(task)
+                values["evaluation_seconds"] += time.perf_counter() - began
+                return values
         finally:
             evaluator.close()
 
