@@ -30,6 +30,7 @@ OF_THE_RUN = (
     "--quiet",
     "--evaluation.",
     "--checkpoint.",
+    "--tasks.",
     "--threads",
     "--trust",
 )

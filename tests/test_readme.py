@@ -47,6 +47,8 @@ def lines(text: str) -> list[str]:
 
 def with_less_to_do(verb: str, words: list[str]) -> list[str]:
     """The same command on fewer episodes, steps, seeds and agents."""
+    if verb == "train" and any(word.startswith("tasks:") for word in words):
+        return [*words, "--tasks.steps=210", "--tasks.order=[0,1]", "--agent.fitter.updates=5", *QUICK[2:]]
     if verb == "train":
         return words + QUICK + ([LESS_FITTING] if "pets" in words else [])
     if verb == "evaluate":

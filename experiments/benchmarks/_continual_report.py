@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks._runs import row, write_summary
+from experiments.benchmarks._runs import identity, row, write_summary
+from experiments.metrics import read_records
 from experiments.report.comparison import load
 from experiments.report.continual import SINGLE, continual_rows
 
@@ -37,7 +38,7 @@ def write_report(root: Path, command: str) -> None:
     """Write ``summary.md`` and ``summary.json`` from the runs kept under ``root``."""
     comparison = load(root)
     found = {env: continual_rows(comparison, env) for env in comparison.envs}
-    runs = [{"env": env} | row_of for env, rows in found.items() for row_of in rows]
+    runs = [_run(path) for path in sorted(root.glob("*/*/seed*/metrics.jsonl"))]
     lines = [
         f"Made by `{command}`. Score: 0 is random, 1 a network of its own for every task (`{SINGLE}`), by task.",
         "",
@@ -45,6 +46,12 @@ def write_report(root: Path, command: str) -> None:
     for env, rows in found.items():
         lines += table(env, rows) + verdict(rows) + [""]
     write_summary(root, command, runs, lines)
+
+
+def _run(path: Path) -> dict[str, Any]:
+    """The last evaluation of a run, which is over all its tasks."""
+    last = [record for record in read_records(path) if record["event"] == "evaluation"][-1]
+    return identity(path) | {"env_steps": last["env_steps"], "last": last["return_mean"], "by_task": last["returns"]}
 
 
 def table(env: str, rows: list[dict[str, Any]]) -> list[str]:

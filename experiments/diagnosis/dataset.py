@@ -1,9 +1,10 @@
-"""Real transitions as data: of a run (read without building its agent or running its code), or a saved buffer."""
+"""Real transitions as data: of a run (read without building its agent or running its code), or of a file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from experiments.checkpoint import CheckpointStore
 from experiments.run import RunDirectory
 from experiments.segments import BufferStore
 from experiments.tree import read_yaml
+from mbrl.data import offline
 from mbrl.data.buffer import ReplayBuffer
 from mbrl.data.transitions import Transitions
 from mbrl.seeding import generator
@@ -28,8 +30,8 @@ class Dataset:
 
     path: Path
     buffer: ReplayBuffer
-    env: dict[str, Any] | None
-    """The ``env`` part of the run's configuration; None for a saved buffer"""
+    env: Mapping[str, Any] | None
+    """The ``env`` part of the run's configuration, or what a file says; None where nobody does"""
 
     def digest(self) -> str:
         """Eight hex digits of every row's place and content: the same rows, the same digits."""
@@ -48,7 +50,7 @@ class Split:
 
 
 def read_dataset(path: Path, most: int | None = None) -> Dataset:
-    """The transitions at ``path``: a run directory, or a folder written by ``ReplayBuffer.save``.
+    """The transitions at ``path``: a run directory, or what :func:`mbrl.data.offline.open_dataset` opens.
 
     ``most`` counts the transitions ever added that are to be read, where the run has gone on since.
 
@@ -56,21 +58,38 @@ def read_dataset(path: Path, most: int | None = None) -> Dataset:
         UserError: there is nothing like that, it is damaged or empty, or a row holds NaN or infinity.
     """
     if (path / "buffer.json").is_file():
-        found = Dataset(path, ReplayBuffer.load(path), None)
-    elif (path / "config.yaml").is_file() and (path / "checkpoints").is_dir():
+        found = Dataset(path, ReplayBuffer.load(path), offline.folder_about(path).env)
+    elif _is_run(path):
         found = _of_run(RunDirectory.open(path), most)
     else:
-        fix = "give a run directory, or a folder written by ReplayBuffer.save"
-        raise UserError("--data", str(path), fix, [near for near in _neighbours(path) if near != str(path)])
+        opened = offline.open_dataset(path)
+        found = Dataset(opened.path, opened.buffer(), opened.about.env)
     _check(found)
     return found
 
 
-def _neighbours(path: Path) -> list[str]:
-    parent = path.parent
-    if not parent.is_dir():
-        return []
-    return [str(mark.parent) for name in ("config.yaml", "buffer.json") for mark in parent.glob(f"*/{name}")]
+def _is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file() and (path / "checkpoints").is_dir()
+
+
+class RunRows(offline.Dataset):
+    """Every row of a run that is still on the disk, as the front door of datasets gives it; all in memory."""
+
+    def __init__(self, path: Path, env: Mapping[str, Any] | None = None) -> None:
+        found = read_dataset(path)
+        about, named = offline.told(offline.About(env=found.env, policy={"run": str(path)}), env)
+        super().__init__(path, "run directory", about, named)
+        self._buffer = found.buffer
+
+    def __len__(self) -> int:
+        return len(self._buffer)
+
+    def pieces(self) -> Iterator[Transitions]:
+        for ids in self._buffer.ids.split(offline.BATCH):
+            yield self._buffer[ids]
+
+
+offline.register_kind(offline.Kind("run", _is_run, RunRows, "a run directory", "*/checkpoints"))
 
 
 def _of_run(run: RunDirectory, most: int | None) -> Dataset:
