@@ -65,6 +65,8 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, str):
         return value
+    if abs(value) < 1e-9:  # what rounding leaves of a zero
+        return "0"
     return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
 
 
