@@ -98,12 +98,7 @@ class PlanningDynaAgent(DynaAgent):
 
     def propose(self, model: DynamicsModel, state: State, generator: Generator) -> Tensor:
         """Actions ``[H, K, B, A]`` of the sampled policy, followed in the model without its noise."""
-        moving, actions = state.map(lambda x: x.repeat(self.proposals, *[1] * (x.dim() - 1))), []
-        for _ in range(self.planner.horizon):
-            actions.append(self.learner.act(model.decode(moving), generator))
-            moving = model.step(moving, actions[-1], None).state
-        proposals: Tensor = torch.stack(actions).unflatten(1, (self.proposals, -1))
-        return proposals
+        return proposed(self.learner.act, model, state, (self.planner.horizon, self.proposals), generator)
 
     def _bound_model(self) -> DynamicsModel:
         if self._bound is None:
@@ -117,3 +112,22 @@ class PlanningDynaAgent(DynaAgent):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._bound = None
+
+
+def proposed(
+    policy: Callable[[Tensor, Generator], Tensor],
+    model: DynamicsModel,
+    state: State,
+    size: tuple[int, int],
+    generator: Generator,
+) -> Tensor:
+    """``H, K = size``: actions ``[H, K, B, A]`` of ``K`` copies of every row that follow the sampled ``policy`` in
+    ``model`` without the model's noise.
+    """
+    horizon, copies = size
+    moving, actions = state.map(lambda x: x.repeat(copies, *[1] * (x.dim() - 1))), []
+    for _ in range(horizon):
+        actions.append(policy(model.decode(moving), generator))
+        moving = model.step(moving, actions[-1], None).state
+    found: Tensor = torch.stack(actions).unflatten(1, (copies, -1))
+    return found

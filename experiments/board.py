@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.config import Unit
 from experiments.run import RunDirectory
 
 if TYPE_CHECKING:
@@ -26,32 +27,39 @@ Points = list[tuple[int, float]]
 
 
 class TensorBoard:
-    """Numbers as ``event/name`` over env steps; curves of the whole run as ``figures/NAME``.
+    """Numbers as ``event/name`` over the run's steps; curves of the whole run as ``figures/NAME``.
 
     Args:
         run: the run directory.
-        resumed_at: env steps of the checkpoint that a run goes on from; what was written beyond them is purged.
+        resumed_at: steps of the checkpoint that a run goes on from; what was written beyond them is purged.
         past: the records up to there, which pictures show as well.
+        unit: what the run's steps are.
     """
 
-    def __init__(self, run: RunDirectory, resumed_at: int | None, past: Iterable[Mapping[str, Any]] = ()) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        resumed_at: int | None,
+        past: Iterable[Mapping[str, Any]] = (),
+        unit: Unit = "env_steps",
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import; only runs need it
 
         purge = None if resumed_at is None else resumed_at + 1
         self._writer: Any = SummaryWriter(str(run.tensorboard), purge_step=purge)
-        self._curves = Curves()
+        self._unit, self._curves = unit, Curves(unit)
         for record in past:
             self._curves.add(record)
         self._next_drawing = time.perf_counter() + DRAW_EVERY_SECONDS
         self._undrawn: int | None = None
 
     def write(self, record: Mapping[str, Any]) -> None:
-        skip = ("env_steps", "event", "seconds")
+        skip, steps = (self._unit, "event", "seconds"), record[self._unit]
         for name, value in record.items():
             if name not in skip and isinstance(value, int | float):
-                self._writer.add_scalar(f"{record['event']}/{name}", value, record["env_steps"])
+                self._writer.add_scalar(f"{record['event']}/{name}", value, steps)
         if self._curves.add(record):
-            self._undrawn = record["env_steps"]
+            self._undrawn = steps
         if record["event"] == "evaluation" and time.perf_counter() >= self._next_drawing:
             self.draw()
 
@@ -75,14 +83,15 @@ class TensorBoard:
 class Curves:
     """What the pictures of a run are drawn from."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: Unit = "env_steps") -> None:
+        self._unit: Unit = unit
         self.episodes: Points = []
         self.evaluations: Points = []
         self.errors: dict[str, Points] = defaultdict(list)
 
     def add(self, record: Mapping[str, Any]) -> bool:
         """Take what a record adds; whether it adds anything. Numbers that were not finite are null, and left out."""
-        event, steps = record["event"], int(record["env_steps"])
+        event, steps = record["event"], int(record[self._unit])
         found = {"episode": record.get("return"), "evaluation": record.get("return_mean")}.get(event)
         if found is not None:
             (self.episodes if event == "episode" else self.evaluations).append((steps, float(found)))
@@ -95,21 +104,27 @@ class Curves:
         """``learning_curve``, and ``model_error`` of an agent that judges its model."""
         if self.episodes or self.evaluations:
             curves = {"evaluation": self.evaluations, "training episode": self.episodes}
-            yield "learning_curve", _figure(curves, "return", "Return")
+            yield "learning_curve", _figure(curves, "return", "Return", self._unit)
         if self.errors:
             curves = {f"after {depth} steps": points for depth, points in sorted(self.errors.items(), key=_depth)}
-            yield "model_error", _figure(curves, "error, in standard deviations", "Error of the model", positive=True)
+            label, title = "error, in standard deviations", "Error of the model"
+            yield "model_error", _figure(curves, label, title, self._unit, positive=True)
 
 
 def _depth(entry: tuple[str, Points]) -> int:
     return int(entry[0]) if entry[0].isdigit() else 0
 
 
-def _figure(curves: Mapping[str, Points], ylabel: str, title: str, positive: bool = False) -> Figure:
+def in_words(unit: Unit) -> str:
+    """As people read it: ``env steps``, ``updates``."""
+    return unit.replace("_", " ")
+
+
+def _figure(curves: Mapping[str, Points], ylabel: str, title: str, unit: Unit, positive: bool = False) -> Figure:
     from matplotlib.figure import Figure  # half a second to import; only the end of a run needs it
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.add_subplot(xlabel="env steps", ylabel=ylabel, title=title)
+    axes = figure.add_subplot(xlabel=in_words(unit), ylabel=ylabel, title=title)
     for place, (label, points) in enumerate(curves.items()):
         if points:
             steps, values = zip(*_thinned(points), strict=True)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class CheckpointStore:
     """
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
-        self.directory = directory
+        self.directory, self.policies = directory, directory / "policies"
         self.keep = max(1, keep)
         self._stores: dict[str, BufferStore] = {}
         self._oldest_needed: dict[str, list[int]] = {}
@@ -97,6 +98,17 @@ class CheckpointStore:
     def save_best(self, state: dict[str, Any]) -> None:
         """Replace the best weights."""
         write_atomically(self.directory / "best.pt", _to_bytes({"format": FORMAT, **state}))
+
+    def save_policy(self, steps: int, state: dict[str, Any]) -> None:
+        """Keep the weights of one evaluation beside the others."""
+        with disk_errors(self.policies):
+            self.policies.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.policies / f"step-{steps:012d}.pt", _to_bytes({"format": FORMAT, **state}))
+
+    def load_policies(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The kept weights and their files, earliest first."""
+        for path in sorted(self.policies.glob("step-*.pt")):
+            yield path, _from_bytes(path, None)
 
     def load_best(self) -> dict[str, Any]:
         path = self.directory / "best.pt"

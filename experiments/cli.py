@@ -1,4 +1,4 @@
-"""The command line: ``mbrl train | resume | evaluate | record | compare | report | fit | diagnose | list | ...``.
+"""The command line: ``mbrl train | resume | evaluate | record | compare | report | fit | diagnose | dataset | ...``.
 
 Nothing heavy is imported before it is known what to do: ``mbrl --help`` answers at once.
 """
@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+LEVELS = ("random", "medium", "medium-replay", "medium-expert", "expert", "full-replay")
 KINDS = ("recipes", "suites", "envs", "tasks", "models", "planners", "agents")
-OPEN_ENDED = ("train", "bench", "compare", "fit")
+OPEN_ENDED = ("train", "bench", "compare", "fit", "dataset collect")
 """Commands that take dotted overrides, or arguments of their own"""
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,8 +77,9 @@ def _use_working_directory() -> None:
 
 def _dispatch(arguments: list[str]) -> int:
     options, rest = make_parser().parse_known_args(arguments)
-    if rest and options.command not in OPEN_ENDED:
-        raise Usage(f"mbrl {options.command}: unknown argument {rest[0]!r}; see `mbrl {options.command} --help`")
+    name = " ".join([options.command, *([options.action] if options.command == "dataset" else [])])
+    if rest and name not in OPEN_ENDED:
+        raise Usage(f"mbrl {name}: unknown argument {rest[0]!r}; see `mbrl {name} --help`")
     if options.command == "train":
         _check_recipe_is_first(options.recipe, rest, arguments)
     commands = importlib.import_module("experiments.commands")
@@ -101,6 +103,7 @@ def make_parser() -> Parser:
     _add_resume_and_evaluate(commands)
     _add_compare_and_report(commands)
     _add_fit_and_diagnose(commands)
+    _add_dataset(commands)
     _add_others(commands)
     return parser
 
@@ -113,8 +116,10 @@ def _add_train(commands: argparse._SubParsersAction[Parser]) -> None:
     train.add_argument("recipe", metavar="RECIPE")
     train.add_argument("--env", metavar="ID", help="a Gymnasium id, module:Class, dmc:domain-task, or model:RUN_DIR")
     train.add_argument("--seed", help="seed of the run")
-    train.add_argument("--steps", help="env steps")
+    train.add_argument("--steps", help="env steps; of an agent that learns from data, updates")
     train.add_argument("--num-envs", help="environments side by side")
+    train.add_argument("--data", metavar="PATH|ID", help="learn from a dataset: a file, folder, run, or Minari id")
+    train.add_argument("--from", dest="start_from", metavar="RUN", help="continue a run that learned from data")
     train.add_argument("--out", metavar="DIR", help="run directory (default: runs/RECIPE-ENV-sSEED-n)")
     _add_trust(train)
     train.add_argument("--quiet", action="store_true", help="no progress on the terminal")
@@ -179,6 +184,33 @@ def _add_fit_and_diagnose(commands: argparse._SubParsersAction[Parser]) -> None:
     diagnose.add_argument("--data", metavar="RUN|FILE", help="judge on these transitions instead of its own")
     diagnose.add_argument("--out", metavar="DIR", help="where the page goes (default: SOURCE/diagnosis)")
     for command in (fit, diagnose):
+        _add_trust(command)
+
+
+def _add_dataset(commands: argparse._SubParsersAction[Parser]) -> None:
+    dataset = commands.add_parser("dataset", help="make and look at datasets", allow_abbrev=False)
+    actions = dataset.add_subparsers(dest="action", required=True, metavar="ACTION")
+    about = (
+        "make a dataset from a run that kept its policies (--checkpoint.policies=true), or from a recipe, which is"
+        " trained first; then any of its keys can be set: --steps=100000"
+    )
+    collect = actions.add_parser("collect", help="make one from a run", description=about, allow_abbrev=False)
+    collect.add_argument("--recipe", metavar="RECIPE|RUN", required=True, help="a run directory, or what to train")
+    collect.add_argument("--env", metavar="ID", help="of a recipe, the environment")
+    collect.add_argument("--level", required=True, metavar="LEVEL", help=", ".join(LEVELS))
+    collect.add_argument("--rows", metavar="N", help="transitions (of a replay buffer default: all)")
+    collect.add_argument(
+        "--out", metavar="ID|PATH", required=True, help="Minari id, or a path; /... or ./... is a path"
+    )
+    collect.add_argument("--format", default="minari", metavar="FORMAT", help="minari (default), d4rl, folder")
+    collect.add_argument("--seed", metavar="N", default="0", help="seed of the collecting (default: 0)")
+    collect.add_argument("--reference-episodes", metavar="N", default="100", help="of random and expert (default: 100)")
+    describe = actions.add_parser("describe", help="say what is in one", allow_abbrev=False)
+    describe.add_argument("data", metavar="PATH|ID")
+    describe.add_argument("--env", metavar="ID", help="where the dataset does not say it, or it is another")
+    describe.add_argument("--out", metavar="DIR", help="where the page goes (default: dataset-pages/NAME)")
+    actions.add_parser("list", help="the Minari datasets on this machine", allow_abbrev=False)
+    for command in (collect, describe):
         _add_trust(command)
 
 

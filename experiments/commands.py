@@ -27,6 +27,8 @@ def train(options: argparse.Namespace, rest: Sequence[str], command: Sequence[st
     session = Session(resolved)
     try:
         run = session.create(options.out, ["mbrl", *command])
+        for note in session.notes:
+            print(note, file=sys.stderr)
         print(f"run directory: {run.path}", file=sys.stderr)
         finish(session, run, options.quiet)
     finally:
@@ -35,16 +37,17 @@ def train(options: argparse.Namespace, rest: Sequence[str], command: Sequence[st
 
 def finish(session: Any, run: Any, quiet: bool) -> None:
     """Run the loop to its end and say how it went."""
+    from experiments.board import in_words
     from experiments.names import outside_modules
     from experiments.tree import read_yaml
 
     with session.loop(run, quiet) as loop:
         if loop.finished:
-            print(f"{run.path} is complete: {loop.clock.env_steps:,} env steps", file=sys.stderr)
+            print(f"{run.path} is complete: {loop.steps:,} {in_words(session.config.unit)}", file=sys.stderr)
             return
         result = loop.run()
         if session.config.video:
-            record_video(session, run, loop.clock.env_steps)
+            record_video(session, run, loop.steps)
     print(summary(result))
     trust = [word for name in outside_modules(read_yaml(run.config)) for word in ("--trust", name)]
     print(f"next: {shlex.join(['mbrl', 'evaluate', str(run.path), '--video', *trust])}", file=sys.stderr)
@@ -53,7 +56,8 @@ def finish(session: Any, run: Any, quiet: bool) -> None:
 def summary(result: dict[str, Any]) -> str:
     """An evaluation in one line."""
     mean, std, count = result["return_mean"], result["return_std"], len(result["returns"])
-    return f"return {mean:.2f} ± {std:.2f} over {count} episodes, {result['act_ms']:.2f} ms a decision"
+    score = f" (score {result['score']:.1f})" if "score" in result else ""
+    return f"return {mean:.2f} ± {std:.2f}{score} over {count} episodes, {result['act_ms']:.2f} ms a decision"
 
 
 def flags(options: argparse.Namespace) -> list[tuple[str, Any]]:
@@ -61,7 +65,14 @@ def flags(options: argparse.Namespace) -> list[tuple[str, Any]]:
     from experiments.tree import parse_value
 
     given = {"seed": options.seed, "steps": options.steps, "num_envs": options.num_envs}
-    return [(key, parse_value(f"--{key}", text)) for key, text in given.items() if text is not None]
+    numbers = [(key, parse_value(f"--{key}", text)) for key, text in given.items() if text is not None]
+    places = {"data": options.data, "start_from": options.start_from}
+    return [*numbers, *((key, unquoted(text)) for key, text in places.items() if text is not None)]
+
+
+def unquoted(text: str) -> str:
+    """A path as it was typed; `mbrl compare` writes it in quotes, as YAML has it."""
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
 def dotted(rest: Sequence[str]) -> list[tuple[str, Any]]:
@@ -125,6 +136,7 @@ def need_trust(tree: dict[str, Any], trust: Sequence[str], command: Sequence[str
 
 def evaluate(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
     """Evaluate the newest (or best) weights; nothing in the run changes, except for a video."""
+    from experiments.board import in_words
     from experiments.session import evaluate_run
     from experiments.tree import parse_value
 
@@ -132,19 +144,19 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str], command: Sequence
     overrides = [("evaluation.episodes", parse_value("--episodes", episodes))] if episodes is not None else []
     session, run = open_run(options, command, overrides)
     try:
-        env_steps, result = evaluate_run(session, run, best=options.best)
-        print(f"{env_steps:,} env steps: {summary(result)}")
+        steps, result = evaluate_run(session, run, best=options.best)
+        print(f"{steps:,} {in_words(session.config.unit)}: {summary(result)}")
         if options.video:
-            record_video(session, run, env_steps)
+            record_video(session, run, steps)
     finally:
         session.close()
 
 
-def record_video(session: Any, run: Any, env_steps: int) -> None:
+def record_video(session: Any, run: Any, steps: int) -> None:
     """Record an episode, or say in one line why there is none."""
     from experiments.video import record
 
-    path, problem = record(session.agent, session.config, run.videos / f"step-{env_steps:012d}.mp4")
+    path, problem = record(session.agent, session.config, run.videos / f"step-{steps:012d}.mp4")
     print(f"video: {path}" if path else f"no video: {problem}", file=sys.stderr)
 
 
@@ -211,6 +223,50 @@ def diagnose(options: argparse.Namespace, rest: Sequence[str], command: Sequence
     print(page)
 
 
+def dataset(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
+    """Make, describe or list datasets."""
+    {"collect": collect, "describe": describe, "list": list_datasets}[options.action](options, rest, command)
+
+
+def collect(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
+    """Make a dataset, from a run or from a recipe that is trained first."""
+    from experiments.dataset.collect import Target, Wanted, run_collect
+    from experiments.tree import parse_value, read_yaml
+
+    rows = None if options.rows is None else parse_value("--rows", options.rows)
+    seed, episodes = (
+        parse_value("--seed", options.seed),
+        parse_value("--reference-episodes", options.reference_episodes),
+    )
+    wanted = Wanted(options.level, rows, seed, episodes)
+    target, overrides = Target(options.out, options.format), dotted(rest)
+    trust = typed_modules(options, overrides)
+    config = Path(options.recipe) / "config.yaml"
+    need_trust(read_yaml(config) if config.is_file() else {"env": {"id": options.env or ""}}, trust, command)
+    print(run_collect(options.recipe, wanted, target, options.env, overrides, trust, command))
+
+
+def describe(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
+    """Make a page of what is in a dataset, and print its summary."""
+    from experiments.dataset.describe import run_describe
+    from experiments.names import check_env_id, module_of
+
+    if options.env is not None:
+        module = module_of(options.env)
+        check_env_id(options.env, [*options.trust, *([module] if module else [])])
+    page = run_describe(options.data, None if options.out is None else Path(options.out), options.env)
+    print((page.parent / "summary.txt").read_text(encoding="utf-8"), end="")
+    print(page)
+
+
+def list_datasets(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
+    """The Minari datasets on this machine, one a line."""
+    from experiments.dataset.local import lines
+
+    for line in lines():
+        print(line)
+
+
 def list_kind(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
     """Names, one a line."""
     from experiments.listing import lines
@@ -264,6 +320,7 @@ COMMANDS = {
     "report": report,
     "fit": fit,
     "diagnose": diagnose,
+    "dataset": dataset,
     "list": list_kind,
     "check-env": check_env,
     "bench": bench,

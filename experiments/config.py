@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from agents.base import Agent
 from envs.boundary import BoundaryEnv
@@ -15,7 +15,9 @@ from envs.errors import UserError
 from envs.registry import make_env
 from envs.spec import EnvSpec
 from experiments.config_problems import first_problem, innermost, user_error_in
+from experiments.given_data import env_of_data, locate
 from experiments.names import check_names, expand_short_names
+from experiments.run import RunDirectory
 from experiments.task_runs import set_steps
 from experiments.tree import merge, read_yaml, set_path
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 RECIPES = Path(__file__).parent / "recipes"
+Unit = Literal["env_steps", "updates"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class EvaluationConfig:
     """Evaluation on environments of its own.
 
     Args:
-        every: env steps between evaluations; 0 evaluates at the end only.
+        every: steps between evaluations; 0 evaluates at the end only.
         episodes: episodes each time.
         seed: episode ``i`` begins with reset seed ``seed + i``, whatever the run's seed is.
         num_envs: environments played side by side.
@@ -83,12 +86,14 @@ class CheckpointConfig:
     """Checkpoints.
 
     Args:
-        every: env steps between checkpoints; 0 keeps only the first and the last.
+        every: steps between checkpoints; 0 keeps only the first and the last.
         keep: how many are kept.
+        policies: keep the weights of every evaluation, for datasets of its policies (``mbrl dataset collect``).
     """
 
     every: int = 1000
     keep: int = 2
+    policies: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,8 @@ class RunConfig:
     Args:
         agent: class_path and init_args of an agent.
         env: the environment.
-        steps: env steps of training, of all tasks together; with 0 the agent is evaluated as it is.
+        steps: env steps of training, of all tasks together; with 0 the agent is evaluated as it is. Of an agent that
+            learns from data, gradient steps.
         seed: where every random number of the run comes from.
         num_envs: environments that data is collected in, side by side.
         evaluation: how often and on what the agent is evaluated.
@@ -106,6 +112,8 @@ class RunConfig:
         video: record an episode at the end.
         tasks: of a sequence of tasks, how it is gone through.
         threads: torch threads of this process; one gives the same numbers on every machine of a kind.
+        data: dataset to learn from instead of the environment: a path, or the id of a Minari dataset.
+        start_from: run that learned from data, and that this one continues in the environment.
     """
 
     agent: Callable[[EnvSpec], Agent]
@@ -118,8 +126,16 @@ class RunConfig:
     video: bool = False
     tasks: TasksConfig = field(default_factory=TasksConfig)
     threads: int = 1
+    data: str | None = None
+    start_from: str | None = None
+
+    @property
+    def unit(self) -> Unit:
+        """What ``steps`` counts."""
+        return "env_steps" if self.data is None else "updates"
 
 
+PLACES = ("data", "start_from")
 LEAST: Mapping[str, int] = {
     "steps": 0,
     "seed": 0,
@@ -175,7 +191,11 @@ def resolve(
     path = find_recipe(recipe)
     tree = read_yaml(path)
     sources = [path]
+    _set_places(tree, overrides)
     env = _id_in(overrides) or (env if env is not None else _env_id(tree))
+    if env is None and (told := _told_env(tree)):
+        tree["env"] = merge(told, tree.get("env") or {})
+        env = _env_id(tree)
     if env is not None:
         set_path(tree, "env.id", env)
         overlay = overlay_of(path, env)
@@ -183,13 +203,18 @@ def resolve(
             tree = merge(tree, read_yaml(overlay))
             sources.append(overlay)
     for key, value in overrides:
-        set_path(tree, key, value)
+        if key not in PLACES:
+            set_path(tree, key, value)
     return _resolve_tree(tree, path.stem if path.stem != "config" else path.parent.name, tuple(sources), trust)
 
 
 def _resolve_tree(tree: dict[str, Any], name: str, sources: tuple[Path, ...], trust: Sequence[str]) -> Resolved:
     if _env_id(tree) is None:
-        raise UserError("env.id", "missing", "say where to act: --env ID or --env module:Class")
+        raise UserError(
+            "env.id",
+            "missing",
+            "say where to act: --env ID or --env module:Class (a dataset given by --data may say it)",
+        )
     _check_env_kwargs(tree["env"])
     tree = expand_short_names(tree)
     check_names(tree, trust)
@@ -285,6 +310,24 @@ def _env_id(tree: Mapping[str, Any]) -> str | None:
     if value is not None and not isinstance(value, str):
         raise UserError("env.id", value, "give the environment's name as text")
     return value
+
+
+def _set_places(tree: dict[str, Any], overrides: Sequence[tuple[str, Any]]) -> None:
+    """Where data and an earlier run lie; from there the environment may come, so it is settled before all else."""
+    tree |= {key: value for key, value in overrides if key in PLACES}
+    tree |= {key: locate(tree[key]) for key in PLACES if isinstance(tree.get(key), str)}
+    if all(tree.get(key) is not None for key in PLACES):
+        raise UserError("--from", tree["start_from"], "that run's dataset comes with it: leave --data out")
+
+
+def _told_env(tree: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The ``env`` that the dataset names, or that the earlier run is in."""
+    if isinstance(data := tree.get("data"), str):
+        return env_of_data(data)
+    if isinstance(run := tree.get("start_from"), str):
+        found = read_yaml(RunDirectory.open(Path(run)).config).get("env")
+        return dict(found) if isinstance(found, Mapping) else None
+    return None
 
 
 def _plain(parsed: Any) -> dict[str, Any]:

@@ -34,6 +34,11 @@ def make_record(event: str, clock: Clock, seconds: float, values: Mapping[str, A
     return record | ({"nonfinite": bad} if bad else {})
 
 
+def steps_of(record: Mapping[str, Any]) -> int:
+    """Steps of the run at a record: env steps; of an agent that learns from data, which takes none, updates."""
+    return int(record.get("env_steps") or record.get("updates") or 0)
+
+
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a ``metrics.jsonl``; raises ``UserError`` where a line is damaged."""
     try:

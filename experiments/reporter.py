@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 from envs.errors import UserError
-from experiments.board import TensorBoard
+from experiments.board import TensorBoard, in_words
+from experiments.config import Unit
 from experiments.metrics import MetricsLog, make_record, read_records
 from experiments.run import RunDirectory
 from mbrl.clock import Clock
@@ -20,12 +21,13 @@ class Reporter:
 
     Args:
         run: the run directory.
-        steps: env steps of the whole run.
+        steps: steps of the whole run.
         quiet: say nothing on the terminal.
+        unit: what these steps are.
     """
 
-    def __init__(self, run: RunDirectory, steps: int, quiet: bool = False) -> None:
-        self.run, self._steps, self._quiet = run, steps, quiet
+    def __init__(self, run: RunDirectory, steps: int, quiet: bool = False, unit: Unit = "env_steps") -> None:
+        self.run, self._steps, self._quiet, self._unit = run, steps, quiet, unit
         self.log = MetricsLog(run.metrics)
         self.config_digest = hashlib.blake2b(run.config.read_bytes(), digest_size=8).hexdigest()
         self._spent, self._began = 0.0, time.perf_counter()
@@ -46,11 +48,11 @@ class Reporter:
 
     def begin(self, state: Mapping[str, Any] | None = None) -> None:
         """Start a run, or continue one as it was at the checkpoint with this ``state``."""
-        offset, resumed_at = (state["metrics_offset"], state["clock"]["env_steps"]) if state else (0, None)
+        offset, resumed_at = (state["metrics_offset"], state["clock"][self._unit]) if state else (0, None)
         self.log.cut(offset)
         self._spent = float(state["seconds"]) if state else 0.0
-        self._board = TensorBoard(self.run, resumed_at, past=read_records(self.run.metrics))
-        self._terminal = Terminal() if self._quiet else make_terminal(self._steps, sys.stderr)
+        self._board = TensorBoard(self.run, resumed_at, past=read_records(self.run.metrics), unit=self._unit)
+        self._terminal = Terminal() if self._quiet else make_terminal(self._steps, sys.stderr, self._unit)
 
     @property
     def seconds(self) -> float:
@@ -65,7 +67,7 @@ class Reporter:
         self._terminal.record(record)
 
     def progress(self, clock: Clock) -> None:
-        self._terminal.progress(clock.env_steps)
+        self._terminal.progress(getattr(clock, self._unit))
 
     def flush(self) -> None:
         if self._board:
@@ -88,23 +90,23 @@ class Terminal:
     def record(self, record: Mapping[str, Any]) -> None:
         """See one record."""
 
-    def progress(self, env_steps: int) -> None:
+    def progress(self, steps: int) -> None:
         """See how far the run is."""
 
     def close(self) -> None:
         """Leave the terminal as it was."""
 
 
-def make_terminal(steps: int, stream: IO[str]) -> Terminal:
+def make_terminal(steps: int, stream: IO[str], unit: Unit = "env_steps") -> Terminal:
     """A live bar on a terminal, plain lines elsewhere."""
-    return LiveBar(steps) if stream.isatty() else PlainLines(steps, stream)
+    return LiveBar(steps, unit) if stream.isatty() else PlainLines(steps, stream, unit=unit)
 
 
 class PlainLines(Terminal):
     """A line an evaluation, and one every half minute."""
 
-    def __init__(self, steps: int, stream: IO[str], every_seconds: float = 30.0) -> None:
-        self._steps, self._stream, self._every = steps, stream, every_seconds
+    def __init__(self, steps: int, stream: IO[str], every_seconds: float = 30.0, unit: Unit = "env_steps") -> None:
+        self._steps, self._stream, self._every, self._unit = steps, stream, every_seconds, unit
         self._next = time.perf_counter() + every_seconds
         self._last = "-"
 
@@ -113,25 +115,26 @@ class PlainLines(Terminal):
             self._last = _number(record["return"])
         elif record["event"] == "evaluation":
             mean, std = _number(record["return_mean"]), _number(record["return_std"])
-            self._say(record["env_steps"], f"evaluation: return {mean} ± {std}")
+            self._say(record[self._unit], f"evaluation: return {mean} ± {std}")
 
-    def progress(self, env_steps: int) -> None:
+    def progress(self, steps: int) -> None:
         if time.perf_counter() >= self._next:
             self._next = time.perf_counter() + self._every
-            self._say(env_steps, f"last return {self._last}")
+            self._say(steps, f"last return {self._last}")
 
-    def _say(self, env_steps: int, text: str) -> None:
-        print(f"{env_steps:>9,} / {self._steps:,} env steps  {text}", file=self._stream, flush=True)
+    def _say(self, steps: int, text: str) -> None:
+        print(f"{steps:>9,} / {self._steps:,} {in_words(self._unit)}  {text}", file=self._stream, flush=True)
 
 
 class LiveBar(Terminal):
     """Steps, last return, last evaluation, time left."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, unit: Unit = "env_steps") -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = [BarColumn(), MofNCompleteColumn(), TextColumn("env steps"), TextColumn("return {task.fields[last]}")]
+        counted = TextColumn(in_words(unit))
+        columns = [BarColumn(), MofNCompleteColumn(), counted, TextColumn("return {task.fields[last]}")]
         more = [TextColumn("evaluation {task.fields[evaluation]}"), TimeRemainingColumn()]
         self._bar = Progress(*columns, *more, console=Console(stderr=True))
         self._task = self._bar.add_task("training", total=max(1, steps), last="-", evaluation="-")
@@ -143,8 +146,8 @@ class LiveBar(Terminal):
         elif record["event"] == "evaluation":
             self._bar.update(self._task, evaluation=_number(record["return_mean"]))
 
-    def progress(self, env_steps: int) -> None:
-        self._bar.update(self._task, completed=env_steps)
+    def progress(self, steps: int) -> None:
+        self._bar.update(self._task, completed=steps)
 
     def close(self) -> None:
         self._bar.stop()

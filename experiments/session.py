@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from agents.base import Agent, TaskLearner
 from agents.external import ExternalLearner
+from agents.offline.base import OfflineAgent
 from envs.boundary import try_out
 from envs.errors import UserError
 from envs.spec import EnvSpec
@@ -22,7 +25,11 @@ from envs.tasks import is_sequence
 from experiments.checkpoint import CheckpointStore
 from experiments.config import Resolved, RunConfig, make_one_env, resolve
 from experiments.evaluation import Evaluator
+from experiments.given_data import GivenData, need_same, open_given
+from experiments.hand_over import hand_over
+from experiments.loops.base import Loop
 from experiments.loops.continual import ContinualLoop, make_pool
+from experiments.loops.offline import OfflineLoop
 from experiments.loops.online import OnlineLoop
 from experiments.reporter import Reporter
 from experiments.run import RunDirectory, free_path
@@ -55,6 +62,19 @@ def build_agent(config: RunConfig, spec: EnvSpec) -> Agent:
     return agent
 
 
+def need_source(config: RunConfig, agent: Agent) -> None:
+    """Raise ``UserError`` where an agent is to learn from data and cannot, or cannot do without and is given none."""
+    name = type(agent).__name__
+    if config.data is None and isinstance(agent, OfflineAgent):
+        raise UserError("--data", None, f"{name} learns from a dataset: name it with --data PATH_OR_ID")
+    if config.data is not None and not isinstance(agent, OfflineAgent):
+        fix = f"{name} learns by acting, not from a dataset: leave --data out, or take a recipe that learns from one"
+        raise UserError("--data", config.data, fix)
+    if (config.data or config.start_from) and is_sequence(config.env.id):
+        fix = "a sequence of tasks is learned by acting: leave --data and --from out"
+        raise UserError("env.id", config.env.id, fix)
+
+
 def try_agent(config: RunConfig) -> None:
     """Try the environment out and build the agent for it. Raises ``UserError`` where a run could not begin."""
     first = task_runs(config)[0]
@@ -63,6 +83,9 @@ def try_agent(config: RunConfig) -> None:
     env = make()
     try:
         agent = build_agent(config, env.env_spec)
+        need_source(config, agent)
+        if config.data is not None:
+            need_same(open_given(config.data, config.env), env.env_spec)
     finally:
         env.close()
     if is_sequence(config.env.id):
@@ -83,9 +106,27 @@ class Session:
         self.pool = make_pool(self.config, first)
         self.evaluator = Evaluator(dataclasses.replace(self.config, env=first.env))
         self.agent = build_agent(self.config, self.pool.spec)
+        need_source(self.config, self.agent)
         if self.in_turn:
             need_learner(self.agent)
+        self.notes: list[str] = []
+        """What the user should know of how the run began, in sentences"""
+        self._handed_over = False
         seed_everything(self.config.seed)
+
+    @functools.cached_property
+    def data(self) -> GivenData:
+        """What an agent learns from that does not act to learn; read when it is first asked for."""
+        assert self.config.data is not None
+        return GivenData(self.config.data, self.config.env, self.pool.spec)
+
+    def take_over(self) -> None:
+        """Have the agent of a run that begins start where ``start_from`` ended; once."""
+        if self.config.start_from is None or self._handed_over:
+            return
+        self._handed_over = True
+        with foreign_state(Path(self.config.start_from)):
+            self.notes += hand_over(self.config, yaml.safe_load(self.resolved.text), self.agent)
 
     @property
     def in_turn(self) -> bool:
@@ -93,15 +134,18 @@ class Session:
         return is_sequence(self.config.env.id) or (isinstance(self.agent, TaskLearner) and self.agent.needs_tasks)
 
     def create(self, out: str | None, command: Sequence[str]) -> RunDirectory:
-        """The run directory: made only now that everything could be built."""
+        """The run directory: made only now that everything could be built and what it begins with could be read."""
+        self.take_over()
+        if self.config.data is not None:
+            _ = self.data
         name = f"{self.resolved.name}-{self.config.env.id}-s{self.config.seed}".replace("/", "-").replace(":", "-")
         origin = {"command": list(command), "sources": [_told(path) for path in self.resolved.sources]}
         return RunDirectory.create(free_path(out, name), self.resolved.text, origin)
 
     @contextmanager
-    def loop(self, run: RunDirectory, quiet: bool = False) -> Iterator[OnlineLoop]:
+    def loop(self, run: RunDirectory, quiet: bool = False) -> Iterator[Loop]:
         """The loop, at the run's newest checkpoint when it has one."""
-        reporter = Reporter(run, self.config.steps, quiet)
+        reporter = Reporter(run, self.config.steps, quiet, self.config.unit)
         try:
             checkpoints = CheckpointStore(run.checkpoints, self.config.checkpoint.keep)
             loop = self._make_loop(checkpoints, reporter)
@@ -111,6 +155,8 @@ class Session:
                 reporter.verify(state)
                 if state is not None:
                     loop.load_state_dict(state)
+                else:
+                    self.take_over()
             if not loop.finished:
                 reporter.begin(state)
             with contextlib.closing(loop):
@@ -118,7 +164,9 @@ class Session:
         finally:
             reporter.close()
 
-    def _make_loop(self, checkpoints: CheckpointStore, reporter: Reporter) -> OnlineLoop:
+    def _make_loop(self, checkpoints: CheckpointStore, reporter: Reporter) -> Loop:
+        if isinstance(self.agent, OfflineAgent):
+            return OfflineLoop(self.config, self.agent, self.data, self.evaluator, checkpoints, reporter)
         parts = self.config, self.agent, self.pool, self.evaluator, checkpoints, reporter
         return ContinualLoop(*parts, self.tasks) if self.in_turn else OnlineLoop(*parts)
 
@@ -150,12 +198,12 @@ def reopen(run: RunDirectory, trust: Sequence[str], overrides: Sequence[tuple[st
 
 
 def restore_agent(session: Session, run: RunDirectory, best: bool = False) -> int:
-    """Give ``session.agent`` the newest (or best) weights of a run; the env steps that they had seen."""
+    """Give ``session.agent`` the newest (or best) weights of a run; the steps that they had seen."""
     return _restore(session, run, best)[0]
 
 
 def _restore(session: Session, run: RunDirectory, best: bool) -> tuple[int, tuple[TaskRun, ...]]:
-    """Env steps that the weights had seen, and the tasks that had begun."""
+    """Steps (env steps, or updates on data) that the weights had seen, and the tasks that had begun."""
     checkpoints = CheckpointStore(run.checkpoints)
     state = checkpoints.load_best() if best else checkpoints.load_latest()
     if state is None:
@@ -165,17 +213,17 @@ def _restore(session: Session, run: RunDirectory, best: bool) -> tuple[int, tupl
         begun = session.tasks[: state["sequence"]["position"] + 1] if session.in_turn else session.tasks
         if session.in_turn:
             attach_tasks(need_learner(session.agent), begun)
-        return int(state["clock"]["env_steps"]), begun
+        return int(state["clock"][session.config.unit]), begun
 
 
 def evaluate_run(session: Session, run: RunDirectory, best: bool = False) -> tuple[int, dict[str, Any]]:
-    """Env steps that the newest (or best) weights had seen, and their evaluation. Leaves them in ``session.agent``.
+    """Steps that the newest (or best) weights had seen, and their evaluation. Leaves them in ``session.agent``.
 
     Of a sequence of tasks, all that had begun are evaluated.
     """
-    env_steps, begun = _restore(session, run, best)
+    steps, begun = _restore(session, run, best)
     if session.in_turn:
         judge = TaskEvaluator(session.config, session.agent, need_learner(session.agent))
-        return env_steps, over_tasks([judge.of(task, env_steps) for task in begun])
-    generator = seeding.generator(session.config.seed, "evaluate", env_steps)
-    return env_steps, session.evaluator.evaluate(session.agent, generator)
+        return steps, over_tasks([judge.of(task, steps) for task in begun])
+    generator = seeding.generator(session.config.seed, "evaluate", steps)
+    return steps, session.evaluator.evaluate(session.agent, generator)

@@ -10,11 +10,12 @@ import torch
 from torch import Generator, Tensor
 
 from agents.actor_critic.callbacks import Callback, Parts
+from agents.actor_critic.checks import USUAL_NOISE, USUAL_SUBSET, check
 from agents.actor_critic.networks import PLAIN, Network, Regularization
 from agents.actor_critic.policies import ActionNoise, Categorical, Deterministic, Head, SquashedGaussian
 from agents.actor_critic.representation import SelfPrediction
 from agents.actor_critic.running import RunningNormalizer
-from agents.actor_critic.terms import CriticTerm, GradientDiversity
+from agents.actor_critic.terms import ActorTerm, CriticTerm
 from agents.actor_critic.update import (
     CRITIC_METRICS,
     POLICY_METRICS,
@@ -34,8 +35,6 @@ from mbrl import seeding
 from mbrl.data.transitions import Transitions
 
 Policy = Literal["gaussian", "deterministic"]
-USUAL_NOISE = ActionNoise()
-USUAL_SUBSET = 2
 
 
 class ActorCritic:
@@ -43,8 +42,9 @@ class ActorCritic:
 
     Settings make it other published methods, see ``experiments/recipes``: SAC (Haarnoja et al., 2018), its discrete
     form (Christodoulou, 2019), TD3 (Fujimoto et al., 2018), REDQ (Chen et al., "Randomized Ensembled Double
-    Q-Learning", 2021), DroQ (Hiraoka et al., 2022), CrossQ (Bhatt et al., 2024), EDAC (An et al., 2021). Observations
-    are raw, actions lie in [-1, 1] or are one-hot. Only ``terminated`` cuts the bootstrap.
+    Q-Learning", 2021), DroQ (Hiraoka et al., 2022), CrossQ (Bhatt et al., 2024), EDAC (An et al., 2021), TD3+BC
+    (Fujimoto, Gu, 2021). Observations are raw, actions lie in [-1, 1] or are one-hot. Only ``terminated`` cuts the
+    bootstrap.
 
     Args:
         spec: the environment; with discrete actions the policy is categorical.
@@ -76,6 +76,11 @@ class ActorCritic:
             ``normalized`` = sum(w x) / sum(w), ``raw`` = sum(w x) / B.
         weigh_actor: the same weights for the actor's loss.
         terms: extra terms of the critics' loss.
+        actor_terms: extra terms of the actor's loss, for continuous actions.
+        backup_entropy: the entropy of the next action is part of the critics' target, as in SAC; without it the target
+            is of the reward alone (COMBO, MOBILE).
+        target_floor: the critics' targets are at least this; null: no floor. Published with MOBILE as 0, which is
+            wrong where values are negative.
         callbacks: resets, perturbations and averages between updates.
         normalize_obs: standardise observations with running statistics of all rows learned from so far.
         representation: a representation that actor and critics read; the agent has it learn from windows of real data.
@@ -111,6 +116,9 @@ class ActorCritic:
         sample_weights: Weighting = "ignore",
         weigh_actor: bool = False,
         terms: list[CriticTerm] | None = None,
+        actor_terms: list[ActorTerm] | None = None,
+        backup_entropy: bool = True,
+        target_floor: float | None = None,
         callbacks: list[Callback] | None = None,
         normalize_obs: bool = False,
         representation: Callable[[EnvSpec], SelfPrediction] | None = None,
@@ -122,7 +130,6 @@ class ActorCritic:
         self.critics, self.subset = critics, subset if target == "random_subset_min" else None
         self.target_networks, self.sample_weights, self.terms = target_networks, sample_weights, tuple(terms or ())
         self.callbacks, self.compile, self.updates, self.base_seed = list(callbacks or []), compile, 0, 0
-        _check_contradictions(target, subset, policy, noise, (sample_weights, weigh_actor))
         head = _head(spec, policy, noise)
         rule = Rule(
             reducers=(target, actor_reducer),
@@ -132,10 +139,11 @@ class ActorCritic:
             lr={"critic": lr, "policy": lr if actor_lr is None else actor_lr},
             betas=(beta1, 0.999),
             weighting=(sample_weights, weigh_actor),
-            terms=self.terms,
+            terms=(self.terms, tuple(actor_terms or ())),
+            backup=(backup_entropy, target_floor),
         )
         self.log_prob_weights = None if log_prob_weights is None else torch.tensor(log_prob_weights).to(self.device)
-        _check(self, rule, (hidden, layers, critic_hidden or hidden))
+        check(self, rule, head, (hidden, layers, critic_hidden or hidden), subset, noise)
         self.representation = representation(spec) if representation else None
         self.networks = Update(*_networks(spec, head, (hidden, critic_hidden or hidden), layers, self), head, rule)
         self.normalizer = RunningNormalizer(spec.obs_size, self.device) if normalize_obs else None
@@ -201,9 +209,9 @@ class ActorCritic:
         for average in averages:
             policy = policy if average is None else self.networks.policy_views(average)
         statistics = self.networks.statistics(self.vectors, "policy", train=False)
-        return self.networks.actor(policy[:-1], self._seen(obs), statistics)
+        return self.networks.actor(policy[:-1], self.seen(obs), statistics)
 
-    def _seen(self, obs: Tensor) -> Tensor:
+    def seen(self, obs: Tensor) -> Tensor:
         """What the networks read at raw ``obs [..., D]``."""
         shown = obs if self.normalizer is None else self.normalizer.normalize(obs)
         return shown if self.representation is None else self.representation.extend(obs, shown)
@@ -231,12 +239,19 @@ class ActorCritic:
         """``[N, B]`` every critic's value of raw ``obs [B, D]`` and ``action [B, A]``."""
         return self._critic_values(obs, action)
 
-    def _critic_values(self, obs: Tensor, action: Tensor | None) -> Tensor:
+    @torch.no_grad()
+    def target_q_values(self, obs: Tensor, action: Tensor) -> Tensor:
+        """``[N, B]`` as :meth:`q_values`, of the target critics; of the critics themselves where there are none."""
+        return self._critic_values(obs, action, "target_critic" if self.target_networks else "critic")
+
+    def _critic_values(self, obs: Tensor, action: Tensor | None, name: str = "critic") -> Tensor:
         params: Sequence[Tensor] = self._leaves[1]
+        if name != "critic":
+            params = self.networks.critic.views(self.vectors[name])
         if self.networks.critic.spectral_norm:
-            params, _ = self.networks.critic.normalized(params, self.vectors["critic.left"])
+            params, _ = self.networks.critic.normalized(params, self.vectors[f"{name}.left"])
         statistics = self.networks.statistics(self.vectors, "critic", train=False)
-        return self.networks.values(params, self._seen(obs), action, statistics)
+        return self.networks.values(params, self.seen(obs), action, statistics)
 
     # -- learning ----------------------------------------------------------------------------------------------------
 
@@ -270,19 +285,49 @@ class ActorCritic:
             self.normalizer.see(rows.obs)
         subset = self._subsets(updates, generator)
         columns = zip(
-            self._seen(rows.obs).unbind(),
+            self.seen(rows.obs).unbind(),
             rows.action.unbind(),
             rows.reward.unbind(),
-            self._seen(rows.next_obs).unbind(),
+            self.seen(rows.next_obs).unbind(),
             (self.gamma * (~rows.terminated).to(rows.reward.dtype)).unbind(),
             self._weights(rows),
             self._noise((updates, 2, size), generator).unbind(),
             subset,
             (self._dropout(size, generator) for _ in range(updates)),
             self._renorm(updates),
+            (self._draws(size, generator) for _ in range(updates)),
+            self._real(rows),
+            self._extra(rows),
             strict=True,
         )
         return (Batch(*each) for each in columns)
+
+    def _draws(self, size: int, generator: Generator) -> Tensor | None:
+        """For candidate actions: two thirds standard normal, one third uniform in [-1, 1]."""
+        count = max((term.candidates for term in self.terms), default=0)
+        if not count:
+            return None
+        shape = count, size, self.spec.action.size
+        normal = torch.randn(2, *shape, generator=generator, device=self.device)
+        uniform = torch.rand(1, *shape, generator=generator, device=self.device)
+        return torch.cat([normal, 2.0 * uniform - 1.0])
+
+    def _extra(self, rows: Transitions) -> Sequence[dict[str, Tensor] | None]:
+        names = {name for term in self.terms for name in term.columns}
+        if missing := names - set(rows.extra):
+            fix = "a term of the critics' loss reads this column: learn with an agent that gives it"
+            raise UserError("extra columns", sorted(missing), fix)
+        if not names:
+            return [None] * len(rows)
+        return [{name: rows.extra[name][i] for name in names} for i in range(len(rows))]
+
+    def _real(self, rows: Transitions) -> Sequence[Tensor | None]:
+        if "is_real" in rows.extra:
+            return rows.extra["is_real"].to(rows.reward.dtype).unbind() if self.terms else [None] * len(rows)
+        if any(term.tells_real for term in self.terms):
+            fix = "a term of the critics' loss asks for the column is_real: learn from real and imagined rows"
+            raise UserError("extra columns", sorted(rows.extra), fix)
+        return [None] * len(rows)
 
     def _weights(self, rows: Transitions) -> Sequence[Tensor | None]:
         if self.sample_weights == "ignore":
@@ -401,52 +446,3 @@ def _networks(
         return actor, Network(reads, spec.action.size, hidden[1], layers, learner.critics, critic_part)
     inputs = reads + spec.action.size
     return actor, Network(inputs, 1, hidden[1], layers, learner.critics, critic_part)
-
-
-def _check(learner: ActorCritic, rule: Rule, sizes: tuple[int, ...]) -> None:
-    """Raises ``UserError`` on values that cannot work, and on options that contradict each other."""
-    counts = (*sizes, learner.critics, learner.policy_delay, learner.target_delay)
-    if min(counts) < 1:
-        fields = "hidden, layers, critic_hidden, critics, policy_delay, target_delay"
-        raise UserError(fields, counts, "each is at least 1")
-    if not (min(rule.lr.values()) > 0.0 and max(rule.lr.values()) < math.inf and 0.0 <= rule.betas[0] < 1.0):
-        raise UserError("lr, actor_lr, beta1", (*rule.lr.values(), rule.betas[0]), "lr > 0 and beta1 in [0, 1)")
-    if not (0.0 <= learner.gamma <= 1.0 and 0.0 < rule.tau <= 1.0):
-        raise UserError("gamma, tau", (learner.gamma, rule.tau), "gamma lies in [0, 1] and tau in (0, 1]")
-    if not (0.0 < learner.alpha < math.inf and math.isfinite(rule.target_entropy)):
-        raise UserError("alpha, target_entropy", (learner.alpha, rule.target_entropy), "alpha > 0, both finite")
-    if learner.subset is not None and not 1 <= learner.subset <= learner.critics:
-        raise UserError("subset", learner.subset, f"choose between 1 and critics = {learner.critics}")
-    weights = learner.log_prob_weights
-    if weights is not None and (learner.spec.action.discrete or weights.shape != (learner.spec.action.size,)):
-        raise UserError("log_prob_weights", weights.tolist(), "give a number for each continuous action dimension")
-    _check_regularization(learner.regularization, learner.target_networks, sizes[1])
-    if learner.spec.action.discrete and any(isinstance(term, GradientDiversity) for term in learner.terms):
-        raise UserError("terms", "GradientDiversity", "discrete actions have no gradient; leave it out")
-
-
-def _check_contradictions(
-    target: TargetReducer, subset: int, policy: Policy, noise: ActionNoise, weighting: tuple[Weighting, bool]
-) -> None:
-    """Options that would have no effect. The default's own value passes: nobody need have typed it."""
-    if subset != USUAL_SUBSET and target != "random_subset_min":
-        raise UserError("subset", subset, f"target is {target}: set target: random_subset_min, or leave subset out")
-    if noise != USUAL_NOISE and policy != "deterministic":
-        raise UserError("noise", noise, f"policy is {policy}: set policy: deterministic, or leave noise out")
-    if weighting == ("ignore", True):
-        fix = "sample_weights is ignore: set it to normalized or raw, or leave weigh_actor out"
-        raise UserError("weigh_actor", True, fix)
-
-
-def _check_regularization(options: Regularization, target_networks: bool, layers: int) -> None:
-    if not 0.0 <= options.dropout < 1.0:
-        raise UserError("dropout", options.dropout, "give a share in [0, 1)")
-    if options.batch_norm != "none" and target_networks:
-        fix = "batches are normalised in one joint forward pass: set target_networks: false"
-        raise UserError("batch_norm", options.batch_norm, fix)
-    if options.batch_norm != "none" and options.layer_norm:
-        raise UserError("batch_norm, layer_norm", (options.batch_norm, True), "choose one of the two")
-    if options.dropout and not target_networks:
-        raise UserError("dropout", options.dropout, "it is not defined for the joint forward pass; use target networks")
-    if options.spectral_norm and layers < 2:
-        raise UserError("spectral_norm", layers, "it acts on matrices between hidden layers: give layers of at least 2")

@@ -5,6 +5,8 @@ It is called as it is, or compiled whole by torch.compile. Nothing in it draws r
 
 from __future__ import annotations
 
+import functools
+import math
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from agents.actor_critic.networks import BatchStatistics, Network
 from agents.actor_critic.policies import Categorical, Choice, Head
-from agents.actor_critic.terms import CriticContext, CriticTerm
+from agents.actor_critic.terms import ActorContext, ActorTerm, Candidates, CriticContext, CriticTerm
 
 TargetReducer = Literal["min", "mean", "random_subset_min"]
 ActorReducer = Literal["min", "mean", "first"]
@@ -53,6 +55,12 @@ class Batch(NamedTuple):
     """dropout factors of the critics in the target, in their own loss, and in the actor's"""
     renorm: Tensor | None
     """0-dim: 1 when batch renormalisation has begun"""
+    draws: Tensor | None = None
+    """``[3, K, B, A]`` standard normal, standard normal and uniform in [-1, 1]: of the terms' candidate actions"""
+    real: Tensor | None = None
+    """``[B]`` float: 1 for rows of the real world"""
+    extra: dict[str, Tensor] | None = None
+    """``[B]`` each: columns that terms read"""
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,10 @@ class Rule:
     betas: tuple[float, float]
     weighting: tuple[Weighting, bool]
     """Of the critics' loss; whether the actor's has the same"""
-    terms: tuple[CriticTerm, ...]
+    terms: tuple[tuple[CriticTerm, ...], tuple[ActorTerm, ...]]
+    """Of the critics' loss, and of the actor's"""
+    backup: tuple[bool, float | None]
+    """Whether the entropy of the next action is part of the critics' target; what that is at least"""
 
 
 class Update:
@@ -100,11 +111,12 @@ class Update:
             alpha = policy[-1].exp()
             following = self._next_choice(vectors, policy, batch, log_prob_weights)
             target = self._target(vectors, following, alpha, batch) if "target_critic" in vectors else None
+            candidates = self._candidates(vectors, policy, batch, log_prob_weights)
 
         def loss(*live: Tensor) -> tuple[Tensor, tuple[list[Tensor], Vectors]]:
             mine, theirs = live[: len(critic)], live[len(critic) :]
             params, kept = self._normalized(mine, vectors)
-            total, metrics = self._critic_loss(params, vectors, kept, batch, following, target, alpha)
+            total, metrics = self._critic_loss(params, vectors, kept, batch, following, target, alpha, candidates)
             if with_policy:
                 fixed = [param.detach() for param in params]
                 more, values = self._policy_loss(theirs, fixed, vectors, kept, batch, alpha, log_prob_weights)
@@ -178,11 +190,13 @@ class Update:
         return self._backup(q, following, alpha, batch)
 
     def _backup(self, q: Tensor, following: Choice, alpha: Tensor, batch: Batch) -> Tensor:
-        """``y = r + discount * E[reduce Q(s', a') - alpha log pi(a'|s')]``, ``[B]``."""
+        """``y = r + discount * E[reduce Q(s', a') - alpha log pi(a'|s')]``, ``[B]``, as the rule has it."""
         value = q.mean(0) if self.rule.reducers[0] == "mean" else q.amin(0)
-        if following.log_prob is not None:
+        with_entropy, floor = self.rule.backup
+        if following.log_prob is not None and with_entropy:
             value = value - alpha * following.log_prob
-        return batch.reward + batch.discount * following.mean(value)
+        target = batch.reward + batch.discount * following.mean(value)
+        return target if floor is None else target.clamp(min=floor)
 
     # -- losses ------------------------------------------------------------------------------------------------------
 
@@ -202,6 +216,7 @@ class Update:
         following: Choice,
         target: Tensor | None,
         alpha: Tensor,
+        candidates: Candidates | None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Sum over critics of the mean squared error, and the extra terms."""
         statistics = self.statistics(vectors, "critic", True, batch)
@@ -215,8 +230,9 @@ class Update:
             kept["critic.statistics"] = statistics.flat()
         loss = self._mean((q - target).square(), batch).sum()
         metrics = [q.detach().mean(), loss.detach() / q.shape[0]]
-        context = CriticContext(self._evaluator(params, vectors), batch.obs, batch.action, q, target)
-        for term in self.rule.terms:
+        evaluate = self._evaluator(params, vectors)
+        context = CriticContext(evaluate, batch.obs, batch.action, q, target, candidates, batch.real, batch.extra or {})
+        for term in self.rule.terms[0]:
             loss = loss + term(context)
         return loss, metrics
 
@@ -239,6 +255,24 @@ class Update:
         if batch.subset is not None:
             q_next = q_next.index_select(0, batch.subset)
         return (q * batch.action).sum(-1) if action is None else q, q_next
+
+    def _candidates(
+        self, vectors: Vectors, policy: Sequence[Tensor], batch: Batch, weights: Tensor | None
+    ) -> Candidates | None:
+        """Actions that terms want valued; None where no term does."""
+        if batch.draws is None:
+            return None
+        uniform, statistics = batch.draws[2], self.statistics(vectors, "policy", train=False)
+        actions, densities = [], []
+        for obs, noise in zip((batch.obs, batch.next_obs), batch.draws, strict=False):
+            out = self.actor(policy[:-1], obs, statistics).expand(len(noise), -1, -1)
+            choice = self.head.choose(out, noise, weights)
+            assert choice.action is not None  # the learner refuses such terms for other policies
+            assert choice.log_prob is not None
+            actions.append(choice.action)
+            densities.append(choice.log_prob)
+        flat = uniform.new_full(uniform.shape[:-1], -math.log(2.0) * uniform.shape[-1])
+        return Candidates(torch.cat([*actions, uniform]), torch.cat([*densities, flat]))
 
     def _evaluator(self, params: list[Tensor], vectors: Vectors) -> Callable[[Tensor, Tensor], Tensor]:
         statistics = self.statistics(vectors, "critic", False)
@@ -264,13 +298,22 @@ class Update:
         gain = self.reduced(q)
         if choice.log_prob is None:
             loss = self._mean_over_states(-choice.mean(gain), batch)
-            return loss, [loss.detach(), torch.zeros_like(alpha), torch.zeros_like(alpha)]
+            metrics = [loss.detach(), torch.zeros_like(alpha), torch.zeros_like(alpha)]
+            return self._with_actor_terms(loss, choice, gain, batch), metrics
         loss = self._mean_over_states(choice.mean(alpha * choice.log_prob - gain), batch)
         entropy = -choice.mean(choice.log_prob).detach().mean()
         metrics = [loss.detach(), alpha.clone(), entropy]
+        loss = self._with_actor_terms(loss, choice, gain, batch)
         if self.rule.learn_alpha:
             loss = loss - policy[-1] * (self.rule.target_entropy - entropy)
         return loss, metrics
+
+    def _with_actor_terms(self, loss: Tensor, choice: Choice, gain: Tensor, batch: Batch) -> Tensor:
+        for term in self.rule.terms[1]:
+            assert choice.action is not None  # the learner refuses terms for discrete actions
+            mean = functools.partial(self._mean_over_states, batch=batch)
+            loss = term(loss, ActorContext(choice.action, batch.action, gain, mean))
+        return loss
 
     def _mean(self, each: Tensor, batch: Batch) -> Tensor:
         """Mean over the batch ``[..., B]``: plain, ``sum(w x) / sum(w)``, or ``sum(w x) / B``."""
@@ -285,16 +328,7 @@ class Update:
     # -- the optimiser -----------------------------------------------------------------------------------------------
 
     def _adam(self, vectors: Vectors, name: str, grads: Sequence[Tensor]) -> None:
-        """Kingma, Ba, "Adam: A Method for Stochastic Optimization", 2015, on one flat vector."""
-        first, second = self.rule.betas
-        mean, square, powers = (vectors[f"{name}.{part}"] for part in ("mean", "square", "powers"))
-        grad = torch.cat([grad.reshape(-1) for grad in grads])
-        powers.mul_(vectors["betas"])
-        mean.lerp_(grad, 1.0 - first)
-        square.mul_(second).addcmul_(grad, grad, value=1.0 - second)
-        mean_correction, square_correction = (1.0 - powers).to(grad.dtype).unbind()
-        scale = square.div(square_correction).sqrt_().add_(ADAM_EPSILON)
-        vectors[name].sub_(mean.div(scale).mul_(self.rule.lr[name] / mean_correction))
+        adam(vectors, name, grads, self.rule.lr[name], self.rule.betas)
 
     def _follow(self, vectors: Vectors, kept: Vectors, with_target: bool) -> None:
         """Running statistics and target networks after the parameters."""
@@ -307,6 +341,19 @@ class Update:
             for name in ("policy", "critic"):
                 if f"target_{name}" in vectors:
                     vectors[f"target_{name}"].lerp_(vectors[name], self.rule.tau)
+
+
+def adam(vectors: Vectors, name: str, grads: Sequence[Tensor], lr: float, betas: tuple[float, float]) -> None:
+    """Kingma, Ba, "Adam: A Method for Stochastic Optimization", 2015, on one flat vector, in place."""
+    first, second = betas
+    mean, square, powers = (vectors[f"{name}.{part}"] for part in ("mean", "square", "powers"))
+    grad = torch.cat([grad.reshape(-1) for grad in grads])
+    powers.mul_(vectors["betas"])
+    mean.lerp_(grad, 1.0 - first)
+    square.mul_(second).addcmul_(grad, grad, value=1.0 - second)
+    mean_correction, square_correction = (1.0 - powers).to(grad.dtype).unbind()
+    scale = square.div(square_correction).sqrt_().add_(ADAM_EPSILON)
+    vectors[name].sub_(mean.div(scale).mul_(lr / mean_correction))
 
 
 def _gradients(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -19,6 +19,7 @@ from mbrl.data.transitions import Transitions
 from mbrl.imagination.model_buffer import mixed_batches
 
 
+@runtime_checkable
 class Learner(Protocol):
     """Learns a policy from batches: :class:`~agents.actor_critic.learner.ActorCritic` and others of its shape."""
 

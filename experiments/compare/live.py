@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING
 
 from experiments.compare.fleet import Job, State, last_record
 from experiments.compare.status import Status
+from experiments.metrics import steps_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +30,7 @@ class Progress:
         state, _ = self.status.states[job]
         if state in ("done", "failed"):
             return 1.0
-        return min(1.0, int(last_record(job.folder).get("env_steps", 0)) / max(1, job.steps))
+        return min(1.0, steps_of(last_record(job.folder)) / max(1, job.steps))
 
     def seconds_left(self) -> float | None:
         """Wall-clock until all is done, from the runs that are done or well on their way; None before any."""

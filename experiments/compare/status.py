@@ -12,6 +12,7 @@ from typing import Any
 from envs.errors import UserError
 from experiments.compare.fleet import Job, State, last_record
 from experiments.compare.suite import EnvEntry, Suite
+from experiments.metrics import steps_of
 from experiments.storage import disk_errors, write_atomically
 
 KEPT = ("agent", "env", "seed", "folder", "state")
@@ -83,9 +84,9 @@ def previous_jobs(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def complete(job: Job) -> bool:
-    """Whether the run's records end with the evaluation at its last env step."""
+    """Whether the run's records end with the evaluation at its last step."""
     last = last_record(job.folder)
-    return last.get("event") == "evaluation" and int(last.get("env_steps", -1)) >= job.steps
+    return last.get("event") == "evaluation" and steps_of(last) >= job.steps
 
 
 @contextmanager

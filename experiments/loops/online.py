@@ -10,21 +10,20 @@ import torch
 from agents.base import ActorState, Agent
 from agents.external import ExternalLearner
 from envs.pool import EnvPool, PoolStep
-from experiments.checkpoint import CheckpointStore, global_random_states, set_global_random_states
+from experiments.checkpoint import CheckpointStore
 from experiments.config import RunConfig
 from experiments.evaluation import Evaluator
+from experiments.loops.base import Loop
 from experiments.reporter import Reporter
 from mbrl import seeding
-from mbrl.clock import Clock
 from mbrl.data.record import from_dict
 from mbrl.data.transitions import Transitions
 
 
-class OnlineLoop:
-    """Trains ``agent`` in ``pool`` for ``config.steps`` env steps; the first round that reaches them is the last.
+class OnlineLoop(Loop):
+    """Trains ``agent`` in ``pool`` for ``config.steps`` env steps.
 
-    The loop owns the clock, the actor states and the action noise. What it does between two checkpoints depends on
-    nothing but the first of them.
+    The loop owns the clock, the actor states and the action noise.
     """
 
     def __init__(
@@ -36,47 +35,24 @@ class OnlineLoop:
         checkpoints: CheckpointStore,
         reporter: Reporter,
     ) -> None:
-        self.config, self.agent, self.pool, self.evaluator = config, agent, pool, evaluator
-        self.checkpoints, self.reporter = checkpoints, reporter
-        self.clock = Clock()
+        super().__init__(config, agent, evaluator, checkpoints, reporter)
+        self.pool = pool
         self.generator = seeding.generator(config.seed, "act", device=agent.device)
         self.actor_state: ActorState = agent.initial_actor_state(config.num_envs)
         self.returns = np.zeros(config.num_envs)
-        self.best = -np.inf
         self.task_id: int | None = None
         """Of a sequence of tasks, the one that is learned."""
-        self.started = False
-        self.finished = False
 
-    def run(self) -> dict[str, Any]:
-        """Train to the end; the final evaluation's values."""
-        if not self.started:
-            self.started = True
-            self.begin()
-            self.save()
-        while self.clock.env_steps < self.config.steps:
-            self.advance()
-            if self.clock.env_steps < self.config.steps:
-                self.between()
-        result = self.conclude()
-        self.finished = True
-        self.save()
-        return result
+    @property
+    def steps(self) -> int:
+        return self.clock.env_steps
+
+    def due(self, every: int) -> bool:
+        return self.clock.due(every)
 
     def begin(self) -> None:
         """Start the environments."""
         self.pool.reset()
-
-    def between(self) -> None:
-        """Evaluate and save where it is time to."""
-        if self.clock.due(self.config.evaluation.every):
-            self.evaluate()
-        if self.clock.due(self.config.checkpoint.every):
-            self.save()
-
-    def conclude(self) -> dict[str, Any]:
-        """The last evaluation."""
-        return self.evaluate()
 
     def advance(self) -> None:
         """One decision in every slot and what is learned from it; of an external learner, one round of its own."""
@@ -86,8 +62,7 @@ class OnlineLoop:
         else:
             self.agent.observe(self.interact())
         self.clock.previous_env_steps = before  # many ticks may be one round
-        for event, values in self.agent.update(self.clock).items():
-            self.reporter.record(event, self.clock, values)
+        self.learn()
 
     def interact(self) -> Transitions:
         obs, is_first = self.current()
@@ -123,54 +98,21 @@ class OnlineLoop:
             self.reporter.record("episode", self.clock, values)
             self.returns[slot] = 0.0
 
-    def evaluate(self) -> dict[str, Any]:
-        values = self.evaluator.evaluate(
-            self.agent, seeding.generator(self.config.seed, "evaluate", self.clock.env_steps)
-        )
-        self.reporter.record("evaluation", self.clock, values)
-        if values["return_mean"] > self.best:
-            self.best = values["return_mean"]
-            self.checkpoints.save_best(self.weights())
-        return values
-
-    def weights(self) -> dict[str, Any]:
-        """What an evaluation needs of a checkpoint."""
-        return {"agent": self.agent.state_dict(), "clock": self.clock.state_dict()}
-
-    def save(self) -> None:
-        """Write a checkpoint: everything that the rest of the run depends on."""
-        self.checkpoints.save(self.clock.env_steps, self.state_dict(), self.agent.buffers)
-        self.reporter.flush()
-
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "clock": self.clock.state_dict(),
-            "agent": self.agent.state_dict(),
+        return super().state_dict() | {
             "actor_state": self.actor_state.to_dict(),
             "pool": self.pool.state_dict(),
             "returns": torch.from_numpy(self.returns.copy()),
             "generator": self.generator.get_state(),
-            "global": global_random_states(),
-            "best": float(self.best),
-            "finished": self.finished,
-            **self.reporter.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.clock.load_state_dict(state["clock"])
-        self.agent.load_state_dict(state["agent"])
-        self.checkpoints.restore_buffers(state, self.agent.buffers)
+    def load_own_state(self, state: dict[str, Any]) -> None:
         actor_state = from_dict(state["actor_state"]).to(self.agent.device)
         assert isinstance(actor_state, ActorState)
         self.actor_state = actor_state
         self.pool.load_state_dict(state["pool"])
         self.returns = state["returns"].numpy().copy()
         self.generator.set_state(state["generator"])
-        self.best, self.finished, self.started = state["best"], state["finished"], True
-        set_global_random_states(state["global"])
-
-    def close(self) -> None:
-        """Close the environments that the loop made itself."""
 
 
 def to_transitions(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from agents.actor_critic import ActorCritic
+from agents.actor_critic import ActorCritic, BehaviourCloning
 from agents.actor_critic.networks import Network, Regularization
 from mbrl.data.transitions import Transitions
 
@@ -122,6 +122,7 @@ def test_a_hundred_updates_of_ten_critics_equal_the_loop_over_critics(make: Make
 COMPILED = {
     "sac": {},
     "td3": {"policy": "deterministic", "actor_reducer": "first", "policy_delay": 2, "target_delay": 2},
+    "td3bc": {"policy": "deterministic", "actor_reducer": "first", "actor_terms": [BehaviourCloning()]},
     "redq": {"critics": 5, "target": "random_subset_min", "actor_reducer": "mean", "policy_delay": 4},
 }
 

@@ -159,7 +159,7 @@ def test_actor_and_critics_read_the_latent(make: Make, rows: Rows, reads: Any, s
     assert not torch.allclose(learner.q_values(obs, batches.action[0]), before[0])
     assert not torch.allclose(learner.value(obs, None), before[1])
     if kind == "continuous":
-        alike = learner._seen(obs)[:, :3] if reads == "both" else None
+        alike = learner.seen(obs)[:, :3] if reads == "both" else None
         assert alike is None or torch.equal(alike, learner.normalizer.normalize(obs))  # type: ignore[union-attr]
 
 
