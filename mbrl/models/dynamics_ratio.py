@@ -19,9 +19,10 @@ from envs.spec import EnvSpec
 from mbrl.data.transitions import Transitions
 from mbrl.models.discriminator import Discriminator
 
-SMALLEST_GAP, LARGEST_GAP = 1e-45, 10.0
+SMALLEST_GAP, LARGEST_GAP = 1e-37, 10.0
 SMALLEST_WEIGHT = 1e-5
-"""Bounds as published: of the gap, and of the importance weight, whose upper bound is 1."""
+"""Bounds of the gap, and of the importance weight, whose upper bound is 1. They are as published, but for the smallest
+gap: 1e-45 is 0 where denormal numbers are flushed, and its logarithm is taken."""
 
 
 class DynamicsRatio(nn.Module):

@@ -234,7 +234,7 @@ def running(run: Path) -> bool:
         ("compare", "nothing to compare"),
         ("compare --agents random", "nothing to compare"),
         ("compare --agents random --envs NoSuch-v1", "random on NoSuch-v1: env: 'NoSuch-v1'"),
-        ("compare --agents randon --envs CartPole-v1", "Did you mean random?"),
+        ("compare --agents randon --envs CartPole-v1", "Did you mean random"),
         ("compare --agents random random --envs CartPole-v1", "a label of its own"),
         ("compare nosuch", "SUITE"),
         ("compare first --envs CartPole-v1", "not both"),
