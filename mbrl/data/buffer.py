@@ -56,8 +56,8 @@ class ReplayBuffer:
     def forget(self) -> None:
         """Drop every row; ids go on counting, and the memory is used again."""
         self.forgotten = self.total_added
-        for column in self.columns.values():
-            column.zero_()
+        for name, column in self.columns.items():
+            column.fill_(name == "weight")
 
     @property
     def ids(self) -> Tensor:

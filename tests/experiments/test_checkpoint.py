@@ -198,3 +198,25 @@ def test_what_could_not_be_read_back_is_not_written(odd: Any, tmp_path: Path) ->
     assert store.load_latest() is None
     store.save(0, {"agent": {"memory": [1, torch.zeros(1), None, True, "text", 2.0]}}, {})
     assert store.load_latest() is not None
+
+
+@pytest.mark.parametrize("more", [0, 7])
+def test_rows_that_were_forgotten_stay_away(tmp_path: Path, more: int) -> None:
+    """Told to forget between two checkpoints, and before some rows were ever written."""
+    store, buffer = CheckpointStore(tmp_path), filled(20)
+    store.save(1, {}, {"real": buffer})
+    buffer.extend(rows(20, 5))
+    buffer.forget()
+    assert len(buffer) == 0
+    if more:
+        buffer.extend(rows(25, more))
+    store.save(2, {}, {"real": buffer})
+    state, again = CheckpointStore(tmp_path).load_latest(), ReplayBuffer(50, buffer.extra)
+    assert state is not None
+    CheckpointStore(tmp_path).restore_buffers(state, {"real": again})
+    assert (len(again), again.total_added, again.forgotten) == (more, 25 + more, 25)
+    if more:
+        assert torch.equal(again.all().obs, buffer.all().obs)
+        assert again.ids.tolist() == list(range(25, 32))
+    again.extend(rows(32, 3))  # it goes on counting
+    assert again.ids[-1] == 24 + more + 3
