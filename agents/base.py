@@ -113,6 +113,10 @@ class TaskLearner:
         """What is predicted of a task now; None for an agent that predicts nothing."""
         return None
 
+    def knows(self, task: int) -> bool:
+        """Whether it has learned anything of a task that has been started."""
+        return True
+
     def costs(self, task: int) -> dict[str, float]:
         """What a task costs to keep: ``task_memory_bytes``, ``kept_bytes`` (of them what only serves to remember),
         ``shared_bytes`` (once for all tasks) and ``stored_rows`` (transitions of all old tasks).

@@ -105,6 +105,9 @@ class ContinualMPCAgent(MPCAgent, TaskLearner):
         finally:
             self._acting, self._bound = before
 
+    def knows(self, task: int) -> bool:
+        return bool(self.tasks.slot(task).fitted)
+
     def model_of(self, task: int) -> DynamicsModel:
         return self.tasks.bind(task)
 

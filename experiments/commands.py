@@ -56,8 +56,9 @@ def finish(session: Any, run: Any, quiet: bool) -> None:
 def summary(result: dict[str, Any]) -> str:
     """An evaluation in one line."""
     mean, std, count = result["return_mean"], result["return_std"], len(result["returns"])
+    over = "tasks" if "tasks" in result else "episodes"
     score = f" (score {result['score']:.1f})" if "score" in result else ""
-    return f"return {mean:.2f} ± {std:.2f}{score} over {count} episodes, {result['act_ms']:.2f} ms a decision"
+    return f"return {mean:.2f} ± {std:.2f}{score} over {count} {over}, {result['act_ms']:.2f} ms a decision"
 
 
 def flags(options: argparse.Namespace) -> list[tuple[str, Any]]:
@@ -146,6 +147,8 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str], command: Sequence
     try:
         steps, result = evaluate_run(session, run, best=options.best)
         print(f"{steps:,} {in_words(session.config.unit)}: {summary(result)}")
+        for name, mean in zip(result.get("names", ()), result["returns"], strict=False):
+            print(f"  {name}: return {mean:.2f}")
         if options.video:
             record_video(session, run, steps)
     finally:
@@ -156,8 +159,10 @@ def record_video(session: Any, run: Any, steps: int) -> None:
     """Record an episode, or say in one line why there is none."""
     from experiments.video import record
 
-    path, problem = record(session.agent, session.config, run.videos / f"step-{steps:012d}.mp4")
-    print(f"video: {path}" if path else f"no video: {problem}", file=sys.stderr)
+    with session.showing() as config:
+        path, problem = record(session.agent, config, run.videos / f"step-{steps:012d}.mp4")
+    of = f" ({session.shown.name})" if session.in_turn else ""
+    print(f"video: {path}{of}" if path else f"no video: {problem}", file=sys.stderr)
 
 
 def record(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from experiments.config_problems import first_problem, innermost, user_error_in
 from experiments.given_data import env_of_data, locate
 from experiments.names import check_names, expand_short_names
 from experiments.run import RunDirectory
-from experiments.task_runs import set_steps
+from experiments.task_runs import prefer_typed_steps, set_steps
 from experiments.tree import merge, read_yaml, set_path
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ def resolve(
     for key, value in overrides:
         if key not in PLACES:
             set_path(tree, key, value)
+    prefer_typed_steps(tree, {key for key, _ in overrides})
     return _resolve_tree(tree, path.stem if path.stem != "config" else path.parent.name, tuple(sources), trust)
 
 

@@ -203,6 +203,11 @@ def _serve(run: str, checkpoint: str) -> Served:
 
 
 def _model_of(agent: Agent, run: str) -> DynamicsModel:
+    from agents.base import TaskLearner
+
+    if isinstance(agent, TaskLearner) and agent.needs_tasks:
+        fix = "it has a model for each task of a sequence; a run on one environment can be served"
+        raise UserError(f"{SCHEME}:{run}", type(agent).__name__, fix)
     model = getattr(agent, "model", None)
     if isinstance(model, DynamicsModel):
         return model

@@ -101,6 +101,8 @@ class Session:
         torch.set_num_threads(self.config.threads)
         torch.set_flush_denormal(True)  # activations that underflow slow matrix products several times
         self.tasks = task_runs(self.config)
+        self.shown = self.tasks[-1]
+        """Of a sequence, the task that films are of: the newest that has been learned."""
         first = self.tasks[0]
         try_out(make_one_env(first.env))  # a broken environment is refused before anything is on disk
         self.pool = make_pool(self.config, first)
@@ -132,6 +134,15 @@ class Session:
     def in_turn(self) -> bool:
         """Whether tasks are learned in turn."""
         return is_sequence(self.config.env.id) or (isinstance(self.agent, TaskLearner) and self.agent.needs_tasks)
+
+    @contextmanager
+    def showing(self) -> Iterator[RunConfig]:
+        """Inside, the agent acts on the task that films are of; its configuration."""
+        if not self.in_turn:
+            yield self.config
+            return
+        with need_learner(self.agent).acting_on(self.shown.id):
+            yield dataclasses.replace(self.config, env=self.shown.env)
 
     def create(self, out: str | None, command: Sequence[str]) -> RunDirectory:
         """The run directory: made only now that everything could be built and what it begins with could be read."""
@@ -203,27 +214,35 @@ def restore_agent(session: Session, run: RunDirectory, best: bool = False) -> in
 
 
 def _restore(session: Session, run: RunDirectory, best: bool) -> tuple[int, tuple[TaskRun, ...]]:
-    """Steps (env steps, or updates on data) that the weights had seen, and the tasks that had begun."""
+    """Steps (env steps, or updates on data) that the weights had seen, and the tasks that they know."""
     checkpoints = CheckpointStore(run.checkpoints)
     state = checkpoints.load_best() if best else checkpoints.load_latest()
     if state is None:
         raise UserError("RUN", str(run.path), "this run has no checkpoint yet")
     with foreign_state(run.path):
         session.agent.load_state_dict(state["agent"])
-        begun = session.tasks[: state["sequence"]["position"] + 1] if session.in_turn else session.tasks
+        begun = session.tasks
         if session.in_turn:
-            attach_tasks(need_learner(session.agent), begun)
+            begun = _learned(need_learner(session.agent), session.tasks[: state["sequence"]["position"] + 1])
+            session.shown = begun[-1]
         return int(state["clock"][session.config.unit]), begun
+
+
+def _learned(learner: TaskLearner, begun: Sequence[TaskRun]) -> tuple[TaskRun, ...]:
+    """The tasks that something has been learned of; of a run that has just begun, its first."""
+    attach_tasks(learner, begun)
+    return tuple(task for task in begun if learner.knows(task.id)) or tuple(begun[:1])
 
 
 def evaluate_run(session: Session, run: RunDirectory, best: bool = False) -> tuple[int, dict[str, Any]]:
     """Steps that the newest (or best) weights had seen, and their evaluation. Leaves them in ``session.agent``.
 
-    Of a sequence of tasks, all that had begun are evaluated.
+    Of a sequence of tasks, all of which something has been learned are evaluated; ``names`` are theirs.
     """
     steps, begun = _restore(session, run, best)
     if session.in_turn:
         judge = TaskEvaluator(session.config, session.agent, need_learner(session.agent))
-        return steps, over_tasks([judge.of(task, steps) for task in begun])
+        found = over_tasks([judge.of(task, steps) for task in begun])
+        return steps, found | {"names": [task.name for task in begun]}
     generator = seeding.generator(session.config.seed, "evaluate", steps)
     return steps, session.evaluator.evaluate(session.agent, generator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,8 @@ def task_runs(config: RunConfig) -> tuple[TaskRun, ...]:
     """The tasks of a run; an ordinary environment is a sequence of one."""
     order, sequence = _order(config.env.id, config.tasks.order), _sequence(config.env.id)
     length = config.steps // len(order)
+    if sequence is not None:
+        _check_params(config.env, sequence)
     return tuple(
         TaskRun(
             position=position,
@@ -47,6 +49,14 @@ def task_runs(config: RunConfig) -> tuple[TaskRun, ...]:
     )
 
 
+def _check_params(env: EnvConfig, sequence: TaskSequence) -> None:
+    """What the tasks differ in must not be set for all of them: their names would go on saying otherwise."""
+    varied = {name for task in sequence for name in task.params}
+    for name in sorted(varied & set(env.params)):
+        fix = f"the tasks of {env.id} differ in this; make a sequence of your own with other values"
+        raise UserError(f"env.params.{name}", env.params[name], fix)
+
+
 def _sequence(env: str) -> TaskSequence | None:
     return sequence_of(env) if is_sequence(env) else None
 
@@ -58,10 +68,20 @@ def _order(env: str, order: list[int] | None) -> list[int]:
     chosen = [*places] if order is None else order
     for place in chosen:
         if isinstance(place, bool) or place not in places:
-            raise UserError("tasks.order", place, f"{env} has tasks {places[0]} to {places[-1]}")
+            known = f"tasks 0 to {places[-1]}" if len(places) > 1 else "one task only, 0"
+            raise UserError("tasks.order", place, f"{env} has {known}")
     if not chosen or len({*chosen}) < len(chosen):
         raise UserError("tasks.order", order, "name at least one task, and each once")
     return chosen
+
+
+def prefer_typed_steps(tree: dict[str, Any], typed: Collection[str]) -> None:
+    """Of ``steps`` and ``tasks.steps``, which say the same, the one that was typed goes before a recipe's other one."""
+    tasks = tree.get("tasks")
+    if "steps" in typed and "tasks.steps" not in typed and isinstance(tasks, dict):
+        tasks.pop("steps", None)
+    if "tasks.steps" in typed and "steps" not in typed:
+        tree.pop("steps", None)
 
 
 def set_steps(tree: dict[str, Any]) -> None:

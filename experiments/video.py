@@ -66,7 +66,8 @@ def run_record(
         marks = ("-best" if best else "") + (f"-seed{seed}" if seed is not None else "")
         out = run.videos / f"step-{env_steps:012d}{marks}{ending}"
     try:
-        return _film(session.agent, session.config, out, episodes=episodes, seed=seed, overlay=overlay), ""
+        with session.showing() as config:
+            return _film(session.agent, config, out, episodes=episodes, seed=seed, overlay=overlay), ""
     except CannotDraw as error:
         return None, str(error)
 

@@ -47,8 +47,9 @@ def _from_function(name: str, module: str, function: str) -> TaskSequence:
     except Exception as error:  # a user's module may fail in any way; all of them are the user's to fix
         raise UserError("env", where, f"it cannot be built: {type(error).__name__}: {error}") from error
     if not isinstance(made, TaskSequence):
-        seen = type(made).__name__
-        raise UserError("env", where, f"{module}.{function} gave a {seen}; let it return an envs.tasks.TaskSequence")
+        gave = f"is not in {module}" if made is None else f"gave {type(made).__name__}"
+        fix = f"{function} {gave}; let it be a function that returns an envs.tasks.TaskSequence"
+        raise UserError("env", where, fix)
     return made
 
 

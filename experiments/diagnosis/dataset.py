@@ -102,7 +102,9 @@ def _of_run(run: RunDirectory, most: int | None) -> Dataset:
     total = total if most is None else min(total, most)
     if total <= forgotten:
         raise UserError(
-            "--data", str(run.path), "it has stored no transitions: its agent keeps none, or has just begun"
+            "--data",
+            str(run.path),
+            "it has stored no transitions: its agent keeps none, has just begun, or forgot those of a task that has ended",
         )
     env = read_yaml(run.config).get("env")
     return Dataset(run.path, _read_segments(run.checkpoints / "buffers" / name, total, forgotten), env)

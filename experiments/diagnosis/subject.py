@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.base import Agent
+from agents.base import Agent, TaskLearner
 from envs.errors import UserError
 from experiments.checkpoint import CheckpointStore
 from experiments.diagnosis.building import model_of, rebuild
@@ -120,6 +120,9 @@ def in_both(rows: Transitions, others: Transitions) -> Tensor:
 
 def _of_run(run: RunDirectory, data: Path | None, trust: Sequence[str]) -> Subject:
     agent = rebuild(run.config, trust)
+    if isinstance(agent, TaskLearner) and agent.needs_tasks:
+        fix = "it has a model for each task and no rows of old ones; `mbrl report` shows the models' errors by task"
+        raise UserError("RUN", str(run.path), f"a run over a sequence of tasks is not diagnosed: {fix}")
     model = model_of(agent, str(run.path))
     state = CheckpointStore(run.checkpoints).load_latest()
     if state is None:

@@ -18,7 +18,8 @@ from experiments.checkpoint import CheckpointStore
 from experiments.cli import main
 from experiments.config import resolve
 from experiments.metrics import comparable, read_records
-from experiments.session import Session
+from experiments.run import RunDirectory
+from experiments.session import Session, evaluate_run, reopen
 from experiments.task_evaluation import judged_windows
 from experiments.task_runs import task_runs
 
@@ -69,7 +70,7 @@ def test_after_each_task_all_so_far_are_judged(place: Path) -> None:
     assert {r["task"] for r in found if r["event"] == "fit"} == {0, 2, 4}
 
 
-@pytest.mark.parametrize("recipe", ["hypercrl-coreset", "hypercrl-si"])
+@pytest.mark.parametrize("recipe", ["hypercrl", "hypercrl-coreset", "hypercrl-si"])
 def test_killed_in_the_middle_of_the_third_task_and_resumed(place: Path, recipe: str) -> None:
     """The kill is real. Step 155 is 5 after a checkpoint, in the middle of an episode, after two tasks have ended."""
     short = ["--tasks.order=[0,1,2]"]
@@ -131,7 +132,12 @@ def test_evaluate_plays_every_task_that_had_begun(place: Path, capsys: pytest.Ca
     assert main(train("run", "--tasks.order=[0,2]")) == 0
     capsys.readouterr()
     assert main(["evaluate", "run"]) == 0
-    assert "over 2 episodes" in capsys.readouterr().out.replace("tasks", "episodes")
+    said = capsys.readouterr().out
+    assert "over 2 tasks" in said
+    assert [line.split(":")[0].strip() for line in said.splitlines()[1:]] == [
+        "gravity 10, mass 1, length 1",
+        "gravity 4, mass 1, length 1",
+    ]
     assert main(["evaluate", "run", "--best"]) == 0
 
 
@@ -178,11 +184,14 @@ def test_a_sequence_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str])
         (["--env", "tasks:pendulum-five", "--tasks.order=[1,1]"], "each once"),
         (["--env", "tasks:pendulum-five", "--tasks.order=3"], "give a list of places"),
         (["--env", "tasks:pendulum-five", "--tasks.steps=0"], "tasks.steps"),
-        (["--env", "tasks:pendulum-five", "--steps=500"], "make 6000"),
+        (["--env", "tasks:pendulum-five", "--steps=500", "--tasks.steps=200"], "make 1000"),
+        (["--env", "tasks:pendulum-five", "--steps=501"], "500"),
+        (["--env", "tasks:pendulum-five", "--env.params.gravity=3"], "differ in this"),
+        (["--env", "Pendulum-v1", "--tasks.order=[1]"], "one task only"),
         (["--env", "tasks:my_tasks:mixed"], "observation size"),
         (["--env", "tasks:my_tasks:twice"], "task id: 3"),
-        (["--env", "tasks:my_tasks:number"], "let it return an envs.tasks.TaskSequence"),
-        (["--env", "tasks:my_tasks:nothing"], "let it return an envs.tasks.TaskSequence"),
+        (["--env", "tasks:my_tasks:number"], "gave int; let it be a function"),
+        (["--env", "tasks:my_tasks:nothing"], "is not in my_tasks"),
         (["--env", "tasks:pendulum-five/9"], "named by their place"),
         (["--env", "tasks:pendulum-five", "--agent.model.class_path=ProbabilisticEnsemble"], "ContinualFitter"),
     ],
@@ -216,3 +225,45 @@ def test_judged_rows_are_those_of_the_task_and_of_no_seed() -> None:
     assert not torch.equal(judged_windows(other, 10_000).next_obs, again.next_obs)
     short = judged_windows(dataclasses.replace(first, max_episode_steps=7), 10_000)
     assert short.obs.shape == (256, 5, 3)
+
+
+def test_typed_steps_go_before_a_recipes() -> None:
+    for recipe in ("hypercrl", "random"):
+        assert resolve(recipe, [("steps", 500)], "tasks:pendulum-five").config.steps == 500
+        assert resolve(recipe, [("tasks.steps", 70)], "tasks:pendulum-five").config.steps == 350
+
+
+def test_films_are_of_the_newest_task_that_was_learned(place: Path) -> None:
+    """Killed in the random steps of a task, the film and the evaluation are of the task before."""
+    words = [*_small(), ("tasks.order", [2, 0])]
+    session = Session(resolve("hypercrl", words, "tasks:pendulum-five"))
+    with session.loop(session.create(str(place / "run"), ["mbrl"]), quiet=True) as loop:
+        between = loop.between
+
+        def stopping() -> None:
+            between()
+            if loop.clock.env_steps == 70:
+                loop.save()
+                raise KeyboardInterrupt
+
+        loop.between = stopping  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            loop.run()
+    session.close()
+    again, run = reopen(RunDirectory.open(place / "run"), []), RunDirectory.open(place / "run")
+    _, found = evaluate_run(again, run)
+    assert found["names"] == ["gravity 4, mass 1, length 1"]
+    with again.showing() as config:
+        assert config.env.id == "tasks:pendulum-five/2"
+        assert again.agent._bound_model().spec.params["gravity"] == 4.0  # type: ignore[attr-defined]
+    again.close()
+
+
+@pytest.mark.parametrize("words", [["diagnose", "run"], ["train", "sac", "--env", "model:run", "--steps=10"]])
+def test_what_needs_one_model_says_that_there_are_several(
+    place: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(train("run", "--tasks.order=[0]")) == 0
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "task" in capsys.readouterr().err
