@@ -104,7 +104,7 @@ def _of_run(run: RunDirectory, most: int | None) -> Dataset:
         raise UserError(
             "--data",
             str(run.path),
-            "it has stored no transitions: its agent keeps none, has just begun, or forgot those of a task that has ended",
+            "it has stored no transitions: its agent keeps none, has just begun, or forgot those of an ended task",
         )
     env = read_yaml(run.config).get("env")
     return Dataset(run.path, _read_segments(run.checkpoints / "buffers" / name, total, forgotten), env)
