@@ -25,7 +25,7 @@ from mbrl.seeding import generator
 
 
 @dataclass(frozen=True)
-class Dataset:
+class JudgedRows:
     """Transitions and where they come from."""
 
     path: Path
@@ -49,7 +49,7 @@ class Split:
     heldout: list[int]
 
 
-def read_dataset(path: Path, most: int | None = None) -> Dataset:
+def read_dataset(path: Path, most: int | None = None) -> JudgedRows:
     """The transitions at ``path``: a run directory, or what :func:`mbrl.data.offline.open_dataset` opens.
 
     ``most`` counts the transitions ever added that are to be read, where the run has gone on since.
@@ -58,12 +58,12 @@ def read_dataset(path: Path, most: int | None = None) -> Dataset:
         UserError: there is nothing like that, it is damaged or empty, or a row holds NaN or infinity.
     """
     if (path / "buffer.json").is_file():
-        found = Dataset(path, ReplayBuffer.load(path), offline.folder_about(path).env)
+        found = JudgedRows(path, ReplayBuffer.load(path), offline.folder_about(path).env)
     elif _is_run(path):
         found = _of_run(RunDirectory.open(path), most)
     else:
         opened = offline.open_dataset(path)
-        found = Dataset(opened.path, opened.buffer(), opened.about.env)
+        found = JudgedRows(opened.path, opened.buffer(), opened.about.env)
     _check(found)
     return found
 
@@ -92,7 +92,7 @@ class RunRows(offline.Dataset):
 offline.register_kind(offline.Kind("run", _is_run, RunRows, "a run directory", "*/checkpoints"))
 
 
-def _of_run(run: RunDirectory, most: int | None) -> Dataset:
+def _of_run(run: RunDirectory, most: int | None) -> JudgedRows:
     state = CheckpointStore(run.checkpoints).load_latest()
     if state is None:
         raise UserError("--data", str(run.path), "this run has no checkpoint yet")
@@ -107,7 +107,7 @@ def _of_run(run: RunDirectory, most: int | None) -> Dataset:
             "it has stored no transitions: its agent keeps none, has just begun, or forgot those of an ended task",
         )
     env = read_yaml(run.config).get("env")
-    return Dataset(run.path, _read_segments(run.checkpoints / "buffers" / name, total, forgotten), env)
+    return JudgedRows(run.path, _read_segments(run.checkpoints / "buffers" / name, total, forgotten), env)
 
 
 def _read_segments(folder: Path, total: int, forgotten: int) -> ReplayBuffer:
@@ -127,7 +127,7 @@ def _read_segments(folder: Path, total: int, forgotten: int) -> ReplayBuffer:
     return buffer
 
 
-def _check(data: Dataset) -> None:
+def _check(data: JudgedRows) -> None:
     if not len(data.buffer):
         raise UserError("--data", str(data.path), "there are no rows in it")
     rows = data.buffer.all()
@@ -139,7 +139,7 @@ def _check(data: Dataset) -> None:
         raise UserError(f"{data.path}, row {row}", "NaN or infinity", "remove the row or mend the environment")
 
 
-def need_fit(data: Dataset, spec: EnvSpec) -> None:
+def need_fit(data: JudgedRows, spec: EnvSpec) -> None:
     """Refuse data whose observations or actions are not those of the model's environment."""
     rows = data.buffer.all()
     seen, wanted = (rows.obs.shape[-1], rows.action.shape[-1]), (spec.obs_size, spec.action.size)

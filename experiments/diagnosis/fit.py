@@ -15,7 +15,7 @@ import torch
 from envs.errors import UserError
 from experiments.config import Resolved, resolve
 from experiments.diagnosis.building import build, fitter_of, model_of
-from experiments.diagnosis.dataset import Dataset, Split, need_fit, of_episodes, read_dataset, split_episodes
+from experiments.diagnosis.dataset import JudgedRows, Split, need_fit, of_episodes, read_dataset, split_episodes
 from experiments.run import free_path, versions
 from experiments.storage import make_folder
 from mbrl import seeding
@@ -71,13 +71,13 @@ def run_fit(
     return path
 
 
-def stranger(data: Dataset, model: DynamicsModel) -> list[str]:
+def stranger(data: JudgedRows, model: DynamicsModel) -> list[str]:
     """A sentence when the data comes from another environment than the model; shapes alone do not show it."""
     env = (data.env or {}).get("id")
     return [f"The data comes from {env}, the model is of {model.spec.id}."] if env not in (None, model.spec.id) else []
 
 
-def _resolve(recipe: str, data: Dataset, overrides: Sequence[tuple[str, Any]], trust: Sequence[str]) -> Resolved:
+def _resolve(recipe: str, data: JudgedRows, overrides: Sequence[tuple[str, Any]], trust: Sequence[str]) -> Resolved:
     """The recipe's configuration in the data's environment; what the user typed comes last and wins."""
     given = Path(recipe) / "config.yaml"
     own = recipe if not given.is_file() else str(given)
@@ -99,7 +99,7 @@ def _scores(model: DynamicsModel, rows: ReplayBuffer, seed: int) -> dict[str, fl
     return judge(model, rows, len(rows), seeding.generator(seed, "judge"))
 
 
-def _record(data: Dataset, split: Split, heldout: float, seed: int) -> dict[str, Any]:
+def _record(data: JudgedRows, split: Split, heldout: float, seed: int) -> dict[str, Any]:
     source = {"path": str(data.path.resolve()), "total_added": data.buffer.total_added, "rows": len(data.buffer)}
     about = {"format": FORMAT, "data": source | {"digest": data.digest(), "env": data.env}}
     return about | {"split": {"seed": seed, "heldout": heldout, **asdict(split)}}

@@ -15,7 +15,7 @@ from agents.base import Agent, TaskLearner
 from envs.errors import UserError
 from experiments.checkpoint import CheckpointStore
 from experiments.diagnosis.building import model_of, rebuild
-from experiments.diagnosis.dataset import Dataset, need_fit, of_episodes, read_dataset, subset
+from experiments.diagnosis.dataset import JudgedRows, need_fit, of_episodes, read_dataset, subset
 from experiments.diagnosis.fit import RECORD, load_weights, read_record, stranger
 from experiments.metrics import read_records
 from experiments.run import RunDirectory
@@ -81,7 +81,7 @@ def _of_fit(path: Path, data: Path | None, trust: Sequence[str]) -> Subject:
     return Subject(title, model, train.all(), held, held, True, True, provenance, fits=1)
 
 
-def _data_of_fit(path: Path, record: dict[str, Any]) -> Dataset:
+def _data_of_fit(path: Path, record: dict[str, Any]) -> JudgedRows:
     about = record["data"]
     own = read_dataset(Path(about["path"]), most=int(about["total_added"]))
     if own.digest() != about["digest"]:
@@ -90,7 +90,7 @@ def _data_of_fit(path: Path, record: dict[str, Any]) -> Dataset:
     return own
 
 
-def _on_other(title: str, model: DynamicsModel, reference: Transitions, other: Dataset, fits: int | None) -> Subject:
+def _on_other(title: str, model: DynamicsModel, reference: Transitions, other: JudgedRows, fits: int | None) -> Subject:
     """Rows that came from elsewhere; those among them that it was fitted on after all are left out."""
     need_fit(other, model.spec)
     rows = other.buffer.all()
