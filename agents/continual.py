@@ -6,12 +6,9 @@ with any planner, and with any way to remember: the hypernetwork is one model am
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-
-import torch
 
 from agents.base import TaskLearner
 from agents.mpc import MPCAgent
@@ -64,9 +61,8 @@ class ContinualMPCAgent(MPCAgent, TaskLearner):
         capacity: int = 1_000_000,
         device: str = "cpu",
     ) -> None:
-        rates = {"warmup_steps": warmup_steps, "fit_every": fit_every, "capacity": capacity}
-        noise = {"action_limit": action_limit, "exploration_std": exploration_std}
-        super().__init__(spec, model, planner, objective, fitter, **rates, **noise, device=device)  # type: ignore[arg-type]
+        limits = action_limit, exploration_std, capacity
+        super().__init__(spec, model, planner, objective, fitter, warmup_steps, fit_every, *limits, device=device)
         if not isinstance(self.model, ContinualModel):
             fix = "give a model of task sequences (HyperNetwork, SharedTrunk, SingleModels, Replay, ...)"
             raise UserError("agent.init_args.model", type(self.model).__name__, fix)
@@ -137,10 +133,6 @@ class ContinualMPCAgent(MPCAgent, TaskLearner):
     # -- learning --------------------------------------------------------------------------------------------------
 
     def observe(self, transitions: Transitions) -> None:
-        if transitions.task is None:
-            transitions = dataclasses.replace(
-                transitions, task=torch.full((len(transitions),), self.tasks.current, dtype=torch.int64)
-            )
         super().observe(transitions)
         self.within.tick(len(transitions))
 

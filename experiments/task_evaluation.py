@@ -59,7 +59,7 @@ class TaskEvaluator:
             return {}
         if task.id not in self._windows:
             self._windows[task.id] = judged_windows(task.env, self.config.evaluation.seed)
-        windows = self._windows[task.id].to(self.agent.device)
+        windows = self._windows[task.id]
         found = window_errors(model, windows, [depth for depth in DEPTHS if depth <= windows.action.shape[1]])
         errors = {f"error_at_{depth}": error for depth, error in found.errors.items()}
         return errors | {"rollouts": found.rollouts, "diverged": found.diverged}

@@ -24,10 +24,8 @@ class TaskRun:
     """What models and buffers know it by: its place in the sequence it is from."""
     name: str
     env: EnvConfig
-    first_step: int
-    """The run's env steps at which it begins ..."""
     last_step: int
-    """... and ends."""
+    """The run's env steps at which it ends."""
 
 
 def task_runs(config: RunConfig) -> tuple[TaskRun, ...]:
@@ -42,7 +40,6 @@ def task_runs(config: RunConfig) -> tuple[TaskRun, ...]:
             id=place if sequence is None else sequence[place].id,
             name=config.env.id if sequence is None else sequence[place].name,
             env=config.env if sequence is None else dataclasses.replace(config.env, id=f"{config.env.id}/{place}"),
-            first_step=position * length,
             last_step=(position + 1) * length,
         )
         for position, place in enumerate(order)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mbrl.data.transitions import Transitions
+from mbrl.diagnostics.rows import mean_path
 from mbrl.models.base import DynamicsModel
 
 DIVERGED = 10.0
@@ -50,7 +51,7 @@ def open_loop(model: DynamicsModel | None, test: Transitions, scale: Tensor, dep
     if model is None:
         said = lived.obs[:1].expand_as(lived.next_obs)
     else:
-        path = model.rollout(model.encode(lived.obs[0]), lived.action, None)
+        path = mean_path(model, lived[0], lived.action)
         said = model.decode(path.states[1:])[:, 0]
     return judged(((said - lived.next_obs) / scale).square().mean(-1), depths)
 

@@ -107,8 +107,7 @@ class ContinualLoop(OnlineLoop):
 
     def evaluate(self) -> dict[str, Any]:
         """Of the present task, within it."""
-        generator = seeding.generator(self.config.seed, "evaluate", self.clock.env_steps)
-        values = self.evaluator.evaluate(self.agent, generator) | {"task": self.task.id}
+        values = self.measure() | {"task": self.task.id}
         self.reporter.record("evaluation", self.clock, values)
         return values
 

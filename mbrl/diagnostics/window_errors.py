@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from mbrl.data.transitions import Transitions
+from mbrl.diagnostics.rows import device_of, mean_path, miss
 from mbrl.models.base import DynamicsModel
 
 RUNAWAY = 100.0
@@ -35,12 +36,12 @@ def window_errors(model: DynamicsModel, windows: Transitions, depths: Sequence[i
         windows: ``[W, L, ...]`` consecutive steps.
         depths: steps ahead, at most ``L``.
     """
-    bound = model.bind()
-    actions = windows.action[:, : max(depths)].transpose(0, 1)
-    path = bound.rollout(bound.encode(windows.obs[:, 0]), actions, None, propagation="mean")
+    windows = windows.to(device_of(model))
+    path = mean_path(model, windows[:, 0], windows.action[:, : max(depths)].transpose(0, 1))
     std = windows.next_obs.flatten(0, 1).std(0)
     unit = torch.where(std > 1e-6, std, torch.ones_like(std))
-    misses = {d: (bound.decode(path.states[d])[0] - windows.next_obs[:, d - 1]) / unit for d in depths}
-    lost = torch.stack([~(miss.abs() <= RUNAWAY).all(-1) for miss in misses.values()]).any(0)
-    errors = {depth: float(miss[~lost].square().mean().sqrt()) for depth, miss in misses.items()}
+    said = {depth: model.decode(path.states[depth])[0] for depth in depths}
+    misses = {d: miss(model.spec, there, windows.next_obs[:, d - 1]) / unit for d, there in said.items()}
+    lost = torch.stack([~(gap.abs() <= RUNAWAY).all(-1) for gap in misses.values()]).any(0)
+    errors = {depth: float(gap[~lost].square().mean().sqrt()) for depth, gap in misses.items()}
     return WindowErrors(errors, len(lost), int(lost.sum()))

@@ -41,8 +41,10 @@ def rows(task: int, count: int = 300) -> Transitions:
     world = Simulator(SPECS[task])
     step = world.step(world.encode(obs), action, None)
     number, no = torch.arange(count), torch.zeros(count, dtype=torch.bool)
-    extra = {"plan_value": torch.full((count,), torch.nan)}
-    return Transitions(obs, action, step.reward, step.state.obs, no, no, 0 * number, number, 0 * number, extra=extra)
+    extra, of = {"plan_value": torch.full((count,), torch.nan)}, torch.full((count,), task)
+    return Transitions(
+        obs, action, step.reward, step.state.obs, no, no, 0 * number, number, 0 * number, of, extra=extra
+    )
 
 
 def learn(agent: ContinualMPCAgent, task: int) -> list[dict[str, dict[str, float]]]:
