@@ -1,0 +1,83 @@
+"""``mbrl bench offline``: agents that learn from data alone, on the sets of ``mbrl bench datasets``, in D4RL's layout.
+
+Every agent takes as many gradient steps, with networks of the same width; the last evaluation counts. Scores are 0 for
+uniformly random actions and 100 for the best policy of the run that the data comes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.benchmarks._offline_report import write_report
+from experiments.benchmarks._runs import add_options, finish, make_job, run_all
+from experiments.compare.fleet import Job
+
+MODEL_BASED, MODEL_FREE = ("mopo", "mobile", "ravl"), ("bc", "td3bc", "iql")
+MAIN = (*MODEL_BASED, *MODEL_FREE)
+OTHERS = ("morec-mopo", "morec-mobile", "combo", "rambo", "edac", "cql")
+
+
+@dataclass(frozen=True)
+class Course:
+    """A dataset, and how many seeds of which agents learn from it."""
+
+    data: str
+    """Below the folder of sets"""
+    seeds: int
+    others: bool = False
+    """Whether the agents of one seed on one dataset learn from it"""
+
+
+COURSES: Mapping[str, Course] = {
+    "hopper-medium": Course("Hopper-v5/medium-v0", 3),
+    "hopper-medium-replay": Course("Hopper-v5/medium-replay-v0", 3, others=True),
+    "halfcheetah-medium": Course("HalfCheetah-v5/medium-v0", 1),
+}
+UPDATES = 30_000
+SETTINGS = (
+    "--agent.batch_size=128",
+    "--evaluation.every=5000",
+    "--evaluation.episodes=10",
+    "--evaluation.num_envs=10",
+    "--checkpoint.every=10000",
+)
+OF_AGENT: Mapping[str, Mapping[str, tuple[str, ...]]] = {}
+"""What differs from the recipes, by dataset and agent: chosen on seed 100, which is not in the table"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run what is missing, then write ``summary.md``, ``summary.json`` and ``scores.png``."""
+    parser = argparse.ArgumentParser(prog="mbrl bench offline", description=__doc__)
+    add_options(parser, "offline")
+    parser.add_argument("--data-root", type=Path, default=Path("runs/bench-datasets/data"))
+    parser.add_argument("--courses", nargs="+", default=list(COURSES), choices=list(COURSES))
+    parser.add_argument("--labels", nargs="+", help="only these agents")
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these seeds")
+    options = parser.parse_args(argv)
+    failed = run_all(list(jobs(options)), options)
+    write_report(options.out, shlex.join(["mbrl", "bench", "offline", *argv]), MODEL_BASED, MODEL_FREE)
+    return finish(failed)
+
+
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """Every run of the benchmark, seed by seed."""
+    most = max(course.seeds for course in COURSES.values())
+    for seed in options.seeds or range(most):
+        for name in options.courses:
+            course = COURSES[name]
+            once = OTHERS if course.others and seed == 0 else ()
+            labels = (MAIN if seed < course.seeds or seed >= most else ()) + once
+            for label in labels:
+                if options.labels is None or label in options.labels:
+                    yield make_job(options, label, name, seed, command(label, name, seed, options))
+
+
+def command(label: str, name: str, seed: int, options: argparse.Namespace) -> tuple[str, ...]:
+    """One run as typed."""
+    data = ("--data", str(options.data_root / COURSES[name].data))
+    own = OF_AGENT.get(name, {}).get(label, ())
+    return ("train", label, *data, "--seed", str(seed), "--steps", str(options.steps or UPDATES), *SETTINGS, *own)
