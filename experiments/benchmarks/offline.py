@@ -1,6 +1,6 @@
 """``mbrl bench offline``: agents that learn from data alone, on the sets of ``mbrl bench datasets``, in D4RL's layout.
 
-Every agent takes as many gradient steps, with networks of the same width; the last evaluation counts. Scores are 0 for
+Recipes are run as they are: 30,000 gradient steps, networks of the same width; the last evaluation counts. Scores are 0 for
 uniformly random actions and 100 for the best policy of the run that the data comes from.
 """
 
@@ -37,16 +37,7 @@ COURSES: Mapping[str, Course] = {
     "hopper-medium-replay": Course("Hopper-v5/medium-replay-v0", 3, others=True),
     "halfcheetah-medium": Course("HalfCheetah-v5/medium-v0", 1),
 }
-UPDATES = 30_000
-SETTINGS = (
-    "--agent.batch_size=128",
-    "--evaluation.every=5000",
-    "--evaluation.episodes=10",
-    "--evaluation.num_envs=10",
-    "--checkpoint.every=10000",
-)
-OF_AGENT: Mapping[str, Mapping[str, tuple[str, ...]]] = {}
-"""What differs from the recipes, by dataset and agent: chosen on seed 100, which is not in the table"""
+KEPT_EVERY = ("--checkpoint.every=10000",)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -79,5 +70,5 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
 def command(label: str, name: str, seed: int, options: argparse.Namespace) -> tuple[str, ...]:
     """One run as typed."""
     data = ("--data", str(options.data_root / COURSES[name].data))
-    own = OF_AGENT.get(name, {}).get(label, ())
-    return ("train", label, *data, "--seed", str(seed), "--steps", str(options.steps or UPDATES), *SETTINGS, *own)
+    length = () if options.steps is None else ("--steps", str(options.steps))
+    return ("train", label, *data, "--seed", str(seed), *length, *KEPT_EVERY)
