@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 LEVELS = ("random", "medium", "medium-replay", "medium-expert", "expert", "full-replay")
 KINDS = ("recipes", "suites", "envs", "tasks", "models", "planners", "agents")
@@ -33,6 +33,17 @@ class Parser(argparse.ArgumentParser):
         raise Usage(f"{self.prog}: {message}")
 
 
+class Once(argparse.Action):
+    """An option of which a second one would silently replace the first."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, space: argparse.Namespace, value: Any, text: Any = None
+    ) -> None:
+        if getattr(space, self.dest) is not None:
+            parser.error(f"{text} is given twice, and one dataset is learned from: join their rows in one, or drop one")
+        setattr(space, self.dest, value)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0, or 2 for bad input (one message on stderr, no traceback)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -44,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = "the same command goes on" if "compare" in arguments[:1] else "`mbrl resume` goes on"
+        again = "the same command goes on" if {*arguments[:1]} & {"compare", "diagnose"} else "`mbrl resume` goes on"
         print(f"interrupted; {again} from the last checkpoint", file=sys.stderr)
         return 130
     except Exception as error:
@@ -118,7 +129,9 @@ def _add_train(commands: argparse._SubParsersAction[Parser]) -> None:
     train.add_argument("--seed", help="seed of the run")
     train.add_argument("--steps", help="env steps; of an agent that learns from data, updates")
     train.add_argument("--num-envs", help="environments side by side")
-    train.add_argument("--data", metavar="PATH|ID", help="learn from a dataset: a file, folder, run, or Minari id")
+    train.add_argument(
+        "--data", metavar="PATH|ID", action=Once, help="learn from a dataset: a file, folder, run, or Minari id"
+    )
     train.add_argument("--from", dest="start_from", metavar="RUN", help="continue a run that learned from data")
     train.add_argument("--out", metavar="DIR", help="run directory (default: runs/RECIPE-ENV-sSEED-n)")
     _add_trust(train)
@@ -156,6 +169,10 @@ def _add_compare_and_report(commands: argparse._SubParsersAction[Parser]) -> Non
     compare.add_argument("--envs", nargs="+", metavar="ID", help="environments")
     compare.add_argument("--seeds", nargs="+", metavar="N", help="how many, or which: 3 4 5 (default: 5)")
     compare.add_argument("--steps", metavar="N", help="env steps of every run (default: as the recipes say)")
+    data = "datasets to learn from; without a label, of every agent that learns from one"
+    compare.add_argument("--data", nargs="+", metavar="[LABEL=]PATH|ID", help=data)
+    earlier = "agents that go on from another one's run of the same environment and seed, or from a run"
+    compare.add_argument("--from", dest="earlier", nargs="+", metavar="LABEL=LABEL|RUN", help=earlier)
     compare.add_argument("--out", metavar="DIR", help="the comparison's folder (default: comparisons/NAME)")
     compare.add_argument("--processes", metavar="N", help="runs at once, a thread each (default: one a core)")
     compare.add_argument(
@@ -179,10 +196,24 @@ def _add_fit_and_diagnose(commands: argparse._SubParsersAction[Parser]) -> None:
     fit.add_argument("--out", metavar="DIR", help="default: fits/RECIPE-ENV-n")
     fit.add_argument("--seed", metavar="N", default="0", help="seed of the split and of the networks (default: 0)")
     fit.add_argument("--heldout", metavar="SHARE", default="0.2", help="share of episodes held out (default: 0.2)")
-    diagnose = commands.add_parser("diagnose", help="say how far a model can be trusted", allow_abbrev=False)
+    about = (
+        "say how far a model can be trusted; with --oracle, of a run that learns offline from rollouts in a model,"
+        " whether the model's error or the edge of what the rollouts reach hurts it. --oracle trains the same recipe"
+        " under the true dynamics beside; killed, the same command goes on"
+    )
+    diagnose = commands.add_parser(
+        "diagnose", help="say how far a model can be trusted", description=about, allow_abbrev=False
+    )
     diagnose.add_argument("source", metavar="RUN|FIT", help="a run, or a folder that `mbrl fit` made")
     diagnose.add_argument("--data", metavar="RUN|FILE", help="judge on these transitions instead of its own")
-    diagnose.add_argument("--out", metavar="DIR", help="where the page goes (default: SOURCE/diagnosis)")
+    diagnose.add_argument("--out", metavar="DIR", help="where the page goes (default: SOURCE/diagnosis, or /oracle)")
+    diagnose.add_argument("--oracle", action="store_true", help="compare an offline Dyna run with the true dynamics")
+    diagnose.add_argument(
+        "--oracle-updates",
+        metavar="N",
+        help="updates of its twin under the true dynamics (default: the run's; 0: no twin)",
+    )
+    diagnose.add_argument("--oracle-out", metavar="DIR", help="where the twin goes (default: RUN/oracle/twin)")
     for command in (fit, diagnose):
         _add_trust(command)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import pkgutil
 import shlex
@@ -219,13 +220,34 @@ def fit(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]
 
 
 def diagnose(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
-    """Judge a model and make a page of it."""
-    from experiments.diagnosis.diagnose import run_diagnosis
+    """Judge a model and make a page of it; or say whether the model or the edge of its rollouts hurts an agent."""
+    out = None if options.out is None else Path(options.out)
+    if options.oracle:
+        page = oracle(options, out, command)
+    else:
+        from experiments.diagnosis.diagnose import run_diagnosis
 
-    data, out = (None if value is None else Path(value) for value in (options.data, options.out))
-    page = run_diagnosis(Path(options.source), data, out, options.trust)
+        for name, value in {"--oracle-updates": options.oracle_updates, "--oracle-out": options.oracle_out}.items():
+            if value is not None:
+                raise UserError(name, value, "it belongs to --oracle: add that, or leave this out")
+        data = None if options.data is None else Path(options.data)
+        page = run_diagnosis(Path(options.source), data, out, options.trust)
     print((page.parent / "summary.txt").read_text(encoding="utf-8"), end="")
     print(page)
+
+
+def oracle(options: argparse.Namespace, out: Path | None, command: Sequence[str]) -> Path:
+    """The page of ``mbrl diagnose RUN --oracle``."""
+    from experiments.diagnosis.oracle import run_oracle
+    from experiments.tree import parse_value
+
+    if options.data is not None:
+        fix = "with --oracle a run is judged on the states that its own rollouts start from: leave it out"
+        raise UserError("--data", options.data, fix)
+    updates = None if options.oracle_updates is None else parse_value("--oracle-updates", options.oracle_updates)
+    twin = None if options.oracle_out is None else Path(options.oracle_out)
+    say = functools.partial(print, file=sys.stderr)
+    return run_oracle(Path(options.source), out, twin, updates, options.trust, ["mbrl", *command], say)
 
 
 def dataset(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
@@ -248,7 +270,8 @@ def collect(options: argparse.Namespace, rest: Sequence[str], command: Sequence[
     trust = typed_modules(options, overrides)
     config = Path(options.recipe) / "config.yaml"
     need_trust(read_yaml(config) if config.is_file() else {"env": {"id": options.env or ""}}, trust, command)
-    print(run_collect(options.recipe, wanted, target, options.env, overrides, trust, command))
+    say = functools.partial(print, file=sys.stderr)
+    print(run_collect(options.recipe, wanted, target, options.env, overrides, trust, command, say))
 
 
 def describe(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:

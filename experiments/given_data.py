@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import torch
 from envs.errors import UserError
 from envs.spec import EnvSpec
 from mbrl.data.buffer import ReplayBuffer
+from mbrl.data.labels import HAS_ACTION
 
 if TYPE_CHECKING:
     from experiments.config import EnvConfig
@@ -28,7 +30,9 @@ LARGE_BYTES = 2**30
 
 def locate(data: str) -> str:
     """A path that holds from anywhere; the id of a Minari dataset as it is."""
-    path = Path(data)
+    if not data.strip():
+        raise UserError("--data, --from", data, "give a path or the id of a dataset")
+    path = Path(os.path.expanduser(data))
     return str(path.resolve()) if path.exists() else data
 
 
@@ -49,7 +53,24 @@ def env_of_data(data: str) -> dict[str, Any]:
     told = open_data(data).about.env
     if told is None or not told.get("id"):
         raise UserError("--data", data, "this dataset does not say its environment: give --env ID")
+    need_installed(told, data)
     return {key: told[key] for key in ENV_KEYS if told.get(key) not in (None, {}, [])}
+
+
+def need_installed(env: Mapping[str, Any], where: str) -> None:
+    """Raise ``UserError`` where a dataset's environment is none that could be made here. A name with a colon is left
+    to what guards imports.
+    """
+    import gymnasium
+
+    import envs.registry  # noqa: F401 (it registers ours)
+
+    id = env.get("id")
+    if not isinstance(id, str):
+        raise UserError(f"{where}: env.id", id, "the dataset's environment is to be a name: give --env ID")
+    if ":" not in id and id not in gymnasium.registry:
+        fix = "the dataset's environment is not installed here: install its package, or give --env ID or module:Class"
+        raise UserError(f"{where}: env", id, fix, gymnasium.registry)
 
 
 def open_given(data: str, env: EnvConfig) -> Dataset:
@@ -73,7 +94,14 @@ class GivenData:
         dataset = open_given(data, env)
         need_same(dataset, spec)
         self.about, self.buffer = dataset.about, rows_of(dataset)
+        self.notes = [*dataset.notes, *_other_env(dataset)]
+        """What the user should know of how they were read"""
         self.identity = {"path": data, "rows": len(self.buffer), "digest": digest(self.buffer)}
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a run directory keeps of it: how many rows, which, and the returns that count as 0 and 100."""
+        return {key: self.identity[key] for key in ("rows", "digest")} | {"references": self.about.references}
 
     def score(self, mean_return: float) -> float | None:
         """A return in per cent of the way from the random to the expert policy; None without references."""
@@ -88,6 +116,13 @@ class GivenData:
         if seen != wanted:
             fix = f"the dataset has changed since the run began (it was {wanted}); put it back, or train anew"
             raise UserError(f"data: {self.identity['path']}", seen, fix)
+
+
+def _other_env(dataset: Dataset) -> Iterator[str]:
+    """Where the user names another environment than the dataset does, and the sizes agree, nothing else tells."""
+    said, id = ((env or {}).get("id") for env in (dataset.about.own_env, dataset.about.env))
+    if said not in (None, id):
+        yield f"The dataset says that it is of {said}; it is taken as {id}'s, as you named it."
 
 
 def rows_of(dataset: Dataset) -> ReplayBuffer:
@@ -123,8 +158,9 @@ def need_same(dataset: Dataset, spec: EnvSpec) -> None:
 def digest(buffer: ReplayBuffer) -> str:
     """Sixteen hex digits of what every row says, whatever the format that it is kept in."""
     hashed = hashlib.blake2b(digest_size=8)
+    names = [*HASHED, *(name for name in (f"extra.{HAS_ACTION}",) if name in buffer.columns)]
     for ids in buffer.ids.split(MANY_ROWS):
         where = ids % buffer.capacity
-        for name in HASHED:
+        for name in names:
             hashed.update(buffer.columns[name][where].contiguous().cpu().numpy().tobytes())
     return hashed.hexdigest()

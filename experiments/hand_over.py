@@ -21,12 +21,15 @@ from experiments.given_data import digest, need_same, open_data, rows_of
 from experiments.run import RunDirectory
 from experiments.tree import read_yaml
 from mbrl.data.buffer import ReplayBuffer
+from mbrl.data.labels import need_actions
 from mbrl.data.transitions import Transitions
 
 PARTS = ("learner", "model")
 """What of an agent's state is handed over, where both agents have it"""
 FIELD = "--from"
-NO_SHAPE = ("compile", "device", "lr", "actor_lr", "gamma", "tau")
+CALLBACKS = "callbacks"
+"""Averages, resets and the like of a learner, which every agent may have of its own"""
+NO_SHAPE = ("compile", "device", "lr", "actor_lr", "gamma", "tau", "backup_entropy", CALLBACKS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,26 +78,73 @@ def hand_over(config: RunConfig, tree: Mapping[str, Any], agent: Agent) -> list[
         UserError: it cannot take over, naming what differs.
     """
     assert config.start_from is not None
-    if isinstance(agent, OfflineAgent | ExternalLearner) or "real" not in agent.buffers:
-        fix = "this agent cannot continue a run; sac-fast and mbpo-fast can"
-        raise UserError(FIELD, type(agent).__name__, fix)
+    need_taker(agent)
     earlier = read_earlier(Path(config.start_from), agent.spec)
     own, buffer = agent.state_dict(), agent.buffers["real"]
     rows = fitting_rows(earlier.data, buffer, sim_state_size(config.env))
-    odd = {part: _differences(part, earlier, own, tree) for part in PARTS if part in own and part in earlier.agent}
-    if "learner" not in odd:
-        raise UserError(FIELD, type(agent).__name__, "one of the two agents has no learner of a policy to hand over")
-    if odd["learner"]:
-        differs = "; ".join(odd["learner"])
-        fix = f"the two learners have other shapes; give this run the earlier one's settings ({differs})"
-        raise UserError(FIELD, str(earlier.path), fix)
+    odd = need_fit(config.start_from, (earlier.config, earlier.agent), (tree, own))
     taken = {part: earlier.agent[part] for part, differs in odd.items() if not differs}
+    taken["learner"] = taken["learner"] | _callbacks((earlier.config, earlier.agent), (tree, own))
     agent.load_state_dict(own | taken)
     buffer.extend(rows)
     notes = [f"the model begins anew: {'; '.join(differs)}" for differs in odd.values() if differs]
     if (warmup := int(getattr(agent, "warmup_steps", 0))) > 1:
         notes.append(f"it acts with what it was handed, and learns after agent.warmup_steps = {warmup:,} env steps")
     return notes
+
+
+def need_taker(agent: Agent) -> None:
+    """Raise ``UserError`` where an agent of this kind can take nothing over."""
+    _need_taker(agent)
+
+
+Side = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""A run's configuration as plain values, and the state of its agent"""
+
+
+def need_fit(path: str, theirs: Side, mine: Side) -> dict[str, list[str]]:
+    """By part that both agents have, in words how its shapes differ; nothing for a part that fits.
+
+    Raises:
+        UserError: the learners do not fit, or one of the agents has none.
+    """
+    odd = {part: _differences(part, theirs, mine) for part in PARTS if part in mine[1] and part in theirs[1]}
+    if "learner" not in odd:
+        raise UserError(FIELD, path, "one of the two agents has no learner of a policy to hand over")
+    if odd["learner"]:
+        differs = "; ".join(odd["learner"])
+        fix = f"the two learners have other shapes; give this run the earlier one's settings ({differs})"
+        raise UserError(FIELD, path, fix)
+    return odd
+
+
+def _need_taker(agent: Agent) -> None:
+    """Raise ``UserError`` where an agent has no place for another one's learner and rows."""
+    if isinstance(agent, OfflineAgent):
+        why = "it learns from data itself: name that with --data"
+    elif isinstance(agent, ExternalLearner):
+        why = "its networks and replay buffer are another library's, in which weights learned here have no place"
+    elif "real" not in agent.buffers:
+        why = "it has no replay buffer for the earlier run's rows"
+    else:
+        return
+    fix = f"this agent cannot continue a run: {why}; sac-fast, mbpo-fast and other recipes with an ActorCritic can"
+    raise UserError(FIELD, type(agent).__name__, fix)
+
+
+def _callbacks(theirs: Side, mine: Side) -> dict[str, Any]:
+    """The state of a learner's callbacks: the earlier run's where they are the same, else as they begin."""
+    if CALLBACKS not in mine[1]["learner"]:
+        return {}
+    one, other = (_init_args(tree, "learner").get(CALLBACKS) or [] for tree in (theirs[0], mine[0]))
+    same = one == other and CALLBACKS in theirs[1]["learner"]
+    return {CALLBACKS: (theirs if same else mine)[1]["learner"][CALLBACKS]}
+
+
+def _init_args(tree: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    """The arguments of an agent's part."""
+    given = ((tree.get("agent") or {}).get("init_args") or {}).get(part) or {}
+    return given.get("init_args") or {}
 
 
 def sim_state_size(env: EnvConfig) -> int | None:
@@ -113,6 +163,7 @@ def fitting_rows(data: ReplayBuffer, buffer: ReplayBuffer, sim_size: int | None)
 
     Physics states that the dataset does not know are NaN.
     """
+    need_actions(data, "an agent that acts")
     rows = data.all()
     if missing := sorted(set(buffer.extra) - set(rows.extra)):
         raise UserError(FIELD, missing, f"the agent stores these columns and the dataset has only {sorted(rows.extra)}")
@@ -130,10 +181,11 @@ def fitting_rows(data: ReplayBuffer, buffer: ReplayBuffer, sim_size: int | None)
     )
 
 
-def _differences(part: str, earlier: Earlier, own: Mapping[str, Any], tree: Mapping[str, Any]) -> list[str]:
+def _differences(part: str, theirs: Side, mine: Side) -> list[str]:
     """In words, how the states of a part differ in shape; none for parts that fit."""
-    odd = list(_mismatches(earlier.agent[part], own[part], part))
-    return [*_settings(part, earlier.config, tree), *odd[:3]] if odd else []
+    there, here = ({k: v for k, v in side[1][part].items() if k != CALLBACKS} for side in (theirs, mine))
+    odd = list(_mismatches(there, here, part))
+    return [*_settings(part, theirs[0], mine[0]), *odd[:3]] if odd else []
 
 
 def _mismatches(theirs: Any, mine: Any, where: str) -> Iterator[str]:

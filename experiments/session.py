@@ -75,7 +75,7 @@ def need_source(config: RunConfig, agent: Agent) -> None:
         raise UserError("env.id", config.env.id, fix)
 
 
-def try_agent(config: RunConfig) -> None:
+def try_agent(config: RunConfig) -> Agent:
     """Try the environment out and build the agent for it. Raises ``UserError`` where a run could not begin."""
     first = task_runs(config)[0]
     make = make_one_env(first.env)
@@ -90,6 +90,7 @@ def try_agent(config: RunConfig) -> None:
         env.close()
     if is_sequence(config.env.id):
         need_learner(agent)
+    return agent
 
 
 class Session:
@@ -120,7 +121,11 @@ class Session:
     def data(self) -> GivenData:
         """What an agent learns from that does not act to learn; read when it is first asked for."""
         assert self.config.data is not None
-        return GivenData(self.config.data, self.config.env, self.pool.spec)
+        assert isinstance(self.agent, OfflineAgent)  # need_source
+        found = GivenData(self.config.data, self.config.env, self.pool.spec)
+        self.agent.check(found.buffer)
+        self.notes += [f"{self.config.data}: {note}" for note in found.notes]
+        return found
 
     def take_over(self) -> None:
         """Have the agent of a run that begins start where ``start_from`` ended; once."""
@@ -147,10 +152,9 @@ class Session:
     def create(self, out: str | None, command: Sequence[str]) -> RunDirectory:
         """The run directory: made only now that everything could be built and what it begins with could be read."""
         self.take_over()
-        if self.config.data is not None:
-            _ = self.data
+        told = {} if self.config.data is None else {"data": self.data.told}
         name = f"{self.resolved.name}-{self.config.env.id}-s{self.config.seed}".replace("/", "-").replace(":", "-")
-        origin = {"command": list(command), "sources": [_told(path) for path in self.resolved.sources]}
+        origin = {"command": list(command), "sources": [_told(path) for path in self.resolved.sources], **told}
         return RunDirectory.create(free_path(out, name), self.resolved.text, origin)
 
     @contextmanager

@@ -204,6 +204,20 @@ class ActorCritic:
         out = self._policy_outputs(obs, averaged=generator is None)
         return self.networks.head.mode(out) if generator is None else self.networks.head.explore(out, generator)
 
+    @torch.no_grad()
+    def act_softly(self, obs: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Actions ``[B, A]`` at raw ``obs [B, D]`` as the critics' targets draw them, and what the targets add to them.
+
+        That is ``-alpha log pi(a|s) [B]``, of discrete actions in expectation; 0 for a deterministic policy, whose
+        actions are its mode, and where the target has no entropy.
+        """
+        networks, out = self.networks, self._policy_outputs(obs)
+        choice = networks.head.choose(out, self._noise((len(obs),), generator), self.log_prob_weights)
+        action = networks.head.explore(out, generator) if choice.action is None else choice.action
+        if choice.log_prob is None or not networks.rule.backup[0]:
+            return action, torch.zeros(len(obs), device=obs.device)
+        return action, choice.mean(-self._leaves[0][-1].exp() * choice.log_prob)
+
     def _policy_outputs(self, obs: Tensor, averaged: bool = False) -> Tensor:
         policy, averages = self._leaves[0], [callback.policy_vector() for callback in self.callbacks if averaged]
         for average in averages:

@@ -15,6 +15,7 @@ from envs.spec import EnvSpec
 from mbrl import seeding
 from mbrl.clock import Clock
 from mbrl.data.buffer import ReplayBuffer
+from mbrl.data.labels import need_actions
 from mbrl.data.transitions import Transitions
 from mbrl.imagination.model_buffer import mixed_batches
 
@@ -35,11 +36,20 @@ class Learner(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+@runtime_checkable
+class Scheduled(Protocol):
+    """A learner that may follow a schedule over the whole run."""
+
+    def expect(self, updates: int) -> None:
+        """Say how many updates there will be."""
+
+
 class OfflineAgent(Agent):
     """Learns from a fixed dataset by gradient steps on uniform batches; never acts to learn.
 
-    The dataset is given by :meth:`load`, is not part of the checkpoint and is not changed. Each :meth:`update` is a
-    round of ``round_updates`` gradient steps, counted by ``clock.updates``: a run's ``steps`` are these.
+    The dataset is given by :meth:`load`, is not part of the checkpoint and is not changed; it may lie in main memory
+    while ``device`` is a GPU: batches are gathered where the rows are. Each :meth:`update` is a round of
+    ``round_updates`` gradient steps, counted by ``clock.updates``: a run's ``steps`` are these.
 
     Args:
         spec: the environment that the data is from.
@@ -77,9 +87,22 @@ class OfflineAgent(Agent):
             raise UserError("data", None, f"{type(self).__name__} learns from data: give --data PATH")
         return self._data
 
+    def check(self, data: ReplayBuffer) -> None:
+        """Raise ``UserError`` where this agent cannot learn from ``data``. A run asks before anything is on disk."""
+        need_actions(data, type(self).__name__)
+
     def load(self, data: ReplayBuffer) -> None:
-        """Take the dataset: once, before the first update, and again after a checkpoint has been loaded."""
+        """Take the dataset: once, before the first update, and again after a checkpoint has been loaded.
+
+        Raises ``UserError`` as :meth:`check` does.
+        """
+        self.check(data)
         self._data = data
+
+    def expect(self, updates: int) -> None:
+        """Say how many gradient steps the run has, before the first one: a learner's step size may follow them."""
+        if isinstance(self.learner, Scheduled):
+            self.learner.expect(updates)
 
     def seed(self, run_seed: int) -> None:
         self.generator.manual_seed(seeding.derive_seed(run_seed, "agent"))

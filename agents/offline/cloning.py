@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Generator, Tensor
@@ -20,6 +20,8 @@ from mbrl import seeding
 from mbrl.data.transitions import Transitions
 
 BETAS = (0.9, 0.999)
+Cosine = int | Literal["run"] | None
+"""Updates over which a step size falls to 0: a number, as many as the run has, or never"""
 
 
 class Cloning:
@@ -34,7 +36,8 @@ class Cloning:
         hidden: width of the hidden layers.
         layers: number of hidden layers.
         lr: Adam's step size.
-        cosine_updates: the step size falls to 0 along half a cosine over so many updates; null keeps it.
+        cosine_updates: the step size falls to 0 along half a cosine over so many updates; ``run``: over those of the
+            run (:meth:`expect`); null keeps it.
         normalize_obs: standardise observations.
         device: where parameters lie.
 
@@ -49,12 +52,13 @@ class Cloning:
         hidden: int = 256,
         layers: int = 2,
         lr: float = 3e-4,
-        cosine_updates: int | None = None,
+        cosine_updates: Cosine = None,
         normalize_obs: bool = True,
         device: str = "cpu",
     ) -> None:
         check_sizes(hidden, layers, lr, cosine_updates)
         self.spec, self.device, self.lr, self.cosine_updates = spec, usable_device(device), lr, cosine_updates
+        self.expected: int | None = None
         self.policy = ClonedPolicy(spec, policy, hidden, layers)
         self.normalizer = RunningNormalizer(spec.obs_size, self.device) if normalize_obs else None
         self.seed(0)
@@ -143,21 +147,31 @@ class Cloning:
         loss = self.policy.surprise(self.leaves["policy"], batch.obs, batch.action).mean()
         return loss, {"actor_loss": loss.detach()}
 
+    def expect(self, updates: int) -> None:
+        """Say how many updates there will be, which is what ``cosine_updates: run`` follows. No part of the state."""
+        self.expected = max(1, updates)
+
     def rate(self, name: str) -> float:
         """Adam's step size now for one of the parts: the policy's may follow a cosine."""
         if name != "policy" or self.cosine_updates is None:
             return self.lr
-        return self.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, self.updates / self.cosine_updates)))
+        span = self.expected if self.cosine_updates == "run" else self.cosine_updates
+        if span is None:
+            raise UserError(
+                "cosine_updates", "run", "say how many updates come: call expect(updates), or give a number"
+            )
+        return self.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, self.updates / span)))
 
     def follow(self) -> None:
         """What changes after the parameters; nothing here."""
 
 
-def check_sizes(hidden: int, layers: int, lr: float, cosine_updates: int | None) -> None:
+def check_sizes(hidden: int, layers: int, lr: float, cosine_updates: Cosine) -> None:
     """Raises ``UserError`` where one of them cannot work."""
     if min(hidden, layers) < 1:
         raise UserError("hidden, layers", (hidden, layers), "each is at least 1")
     if not 0.0 < lr < math.inf:
         raise UserError("lr", lr, "give a finite number above 0")
-    if cosine_updates is not None and cosine_updates < 1:
-        raise UserError("cosine_updates", cosine_updates, "give the number of updates of the run, or leave it out")
+    if cosine_updates not in (None, "run") and not (isinstance(cosine_updates, int) and cosine_updates >= 1):
+        fix = "give a number of updates of at least 1, `run` for those of the run, or leave it out"
+        raise UserError("cosine_updates", cosine_updates, fix)

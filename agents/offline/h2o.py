@@ -38,25 +38,29 @@ LARGEST_REGULARIZER = 1000.0
 class SimulatedValues(CriticTerm):
     """Pushes values of simulated rows down where the dynamics differ, and values of real rows up.
 
-    ``beta * clip(log sum_sim exp(Q + log w) - mean_real Q, +-1000)`` for every critic, ``w`` the gaps ``u`` of the
-    batch's simulated rows divided by their sum.
+    ``beta * clip(T log sum_sim exp(Q / T + log w) - mean_real Q, +-1000)`` for every critic, ``w`` the gaps ``u`` of
+    the batch's simulated rows divided by their sum.
 
     Args:
         beta: the weight, 0.01 as published.
+        temperature: ``T``, 1 as published: where values of a batch differ by much more than it, only the highest of
+            its simulated rows is pushed down, however large the gap of others. A large one pushes each by its ``w``.
     """
 
     tells_real, columns = True, (LOG_GAP,)
 
-    def __init__(self, beta: float = 0.01) -> None:
+    def __init__(self, beta: float = 0.01, temperature: float = 1.0) -> None:
         if not 0.0 <= beta < math.inf:
             raise UserError("beta", beta, "give a finite number of at least 0")
-        self.beta = beta
+        if not 0.0 < temperature < math.inf:
+            raise UserError("temperature", temperature, "give a finite number above 0")
+        self.beta, self.temperature = beta, temperature
 
     def __call__(self, context: CriticContext) -> Tensor:
         real, q = context.real, context.predicted
         assert real is not None  # tells_real
         log_gap = torch.where(real > 0.5, -torch.inf, context.extra[LOG_GAP])
-        pushed = torch.logsumexp(q + torch.log_softmax(log_gap, -1), -1)
+        pushed = self.temperature * torch.logsumexp(q / self.temperature + torch.log_softmax(log_gap, -1), -1)
         lifted = (q * real).sum(-1) / real.sum().clamp(min=1.0)
         return self.beta * (pushed - lifted).clamp(-LARGEST_REGULARIZER, LARGEST_REGULARIZER).sum()
 
@@ -80,6 +84,9 @@ class HybridAgent(OfflineAgent):
         steps_per_update: simulator steps for each gradient step.
         first_steps: simulator steps before the first round.
         capacity: simulated transitions kept.
+        weigh: False counts every simulated row in full: a control. The regulariser's is its ``beta`` of 0.
+        use_data: False learns from the simulator alone, whose rows all count in full and have no gap: the control
+            without data, for which the same learner makes as many updates.
         options: the arguments of :class:`OfflineAgent`.
     """
 
@@ -96,6 +103,8 @@ class HybridAgent(OfflineAgent):
         steps_per_update: int = 1,
         first_steps: int = 1000,
         capacity: int = 1_000_000,
+        weigh: bool = True,
+        use_data: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(spec, learner, **options)
@@ -108,6 +117,8 @@ class HybridAgent(OfflineAgent):
         self.make_ratio, self.ratio = ratio, ratio(spec).to(self.device)
         self.simulator, self.env_kwargs, self.simulators = dict(simulator or {}), dict(env_kwargs or {}), simulators
         self.steps_per_update, self.first_steps = steps_per_update, first_steps
+        self.weigh, self.use_data = weigh, use_data
+        self.real = self.batch_size // 2 if use_data else 0
         self.buffers["simulated"] = ReplayBuffer(capacity, device=self.device)
         self.standardised = False
         self._pool: EnvPool | None = None
@@ -137,7 +148,7 @@ class HybridAgent(OfflineAgent):
 
     def update(self, clock: Clock) -> dict[str, dict[str, Any]]:
         """Act in the simulator, then one round."""
-        if not self.standardised:
+        if not self.standardised and self.use_data:
             self.ratio.fit_statistics(self.data.all().to(self.device))
             self.standardised = True
         simulated = self.buffers["simulated"]
@@ -155,30 +166,32 @@ class HybridAgent(OfflineAgent):
 
     def draw(self, count: int) -> Transitions:
         """Batches whose first half is real and whose second half is simulated; the column ``is_real`` tells which."""
-        sources = self.data, self.buffers["simulated"]
-        batches = mixed_batches(*sources, 0.5, count, self.batch_size, self.generator)
-        is_real = torch.arange(self.batch_size, device=batches.obs.device) < self.batch_size // 2
+        sources, share = (self.data, self.buffers["simulated"]), self.real / self.batch_size
+        batches = mixed_batches(*sources, share, count, self.batch_size, self.generator)
+        is_real = torch.arange(self.batch_size, device=batches.obs.device) < self.real
         return replace(batches, extra=batches.extra | {"is_real": is_real.expand(count, -1)})
 
     def learn(self, batches: Transitions) -> dict[str, float]:
         """A step of the discriminators on each batch, then the learner's updates on all of them."""
-        batches, found = batches.to(self.device), RunningMean()
-        real = self.batch_size // 2
-        for i in range(len(batches)):
+        batches, found, real = batches.to(self.device), RunningMean(), self.real
+        for i in range(len(batches) if self.use_data else 0):
             found.add(self.ratio.update(batches[i, :real], batches[i, real:], self.generator))
         weighed, seen = self._weighed(batches)
         return found.pop() | seen | super().learn(weighed)
 
     def _weighed(self, batches: Transitions) -> tuple[Transitions, dict[str, float]]:
         """The batches with what the discriminators say of their simulated rows; and means of it, to be logged."""
-        real = self.batch_size // 2
-        simulated = batches[:, real:]
-        weight, gap = self.ratio.weight(simulated), self.ratio.gap(simulated, self.generator)
-        ones, zeros = torch.ones_like(batches.reward[:, :real]), torch.zeros_like(batches.reward[:, :real])
+        simulated, seen = batches[:, self.real :], {}
+        weight, log_gap = torch.ones_like(simulated.reward), torch.zeros_like(simulated.reward)
+        if self.use_data:
+            found, gap = self.ratio.weight(simulated), self.ratio.gap(simulated, self.generator)
+            seen = {"simulated_weight": float(found.mean()), "gap": float(gap.mean())}
+            weight, log_gap = found if self.weigh else weight, gap.log()
+        ones = torch.ones_like(batches.reward[:, : self.real])
         # the loss is mean_real + mean_sim of halves, while raw weights are averaged over the whole batch
-        halves = torch.cat([ones / real, weight / (self.batch_size - real)], -1) * self.batch_size
-        columns = {"sample_weight": halves, LOG_GAP: torch.cat([zeros, gap.log()], -1)}
-        seen = {"simulated_weight": float(weight.mean()), "gap": float(gap.mean())}
+        sources = (ones, self.real), (weight, self.batch_size - self.real)
+        halves = torch.cat([each / max(1, rows) for each, rows in sources], -1) * self.batch_size
+        columns = {"sample_weight": halves, LOG_GAP: torch.cat([torch.zeros_like(ones), log_gap], -1)}
         return replace(batches, extra=batches.extra | columns), seen
 
     # -- state -------------------------------------------------------------------------------------------------------

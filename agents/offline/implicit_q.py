@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from agents.actor_critic.networks import Network
 from agents.offline.cloned_policy import ClonedPolicy, PolicyKind
-from agents.offline.cloning import Cloning, check_sizes
+from agents.offline.cloning import Cloning, Cosine, check_sizes
 from envs.errors import UserError
 from envs.spec import EnvSpec
 from mbrl.data.transitions import Transitions
@@ -54,8 +54,8 @@ class ImplicitQ(Cloning):
         hidden: width of the hidden layers.
         layers: number of hidden layers.
         lr: Adam's step size.
-        cosine_updates: the actor's step size falls to 0 along half a cosine over so many updates, as published; null
-            keeps it.
+        cosine_updates: the actor's step size falls to 0 along half a cosine over so many updates; ``run``, as
+            published: over those of the run; null keeps it.
         normalize_obs: standardise observations.
         device: where parameters lie.
     """
@@ -73,7 +73,7 @@ class ImplicitQ(Cloning):
         hidden: int = 256,
         layers: int = 2,
         lr: float = 3e-4,
-        cosine_updates: int | None = None,
+        cosine_updates: Cosine = None,
         normalize_obs: bool = True,
         device: str = "cpu",
     ) -> None:

@@ -171,6 +171,13 @@ class OfflineDynaAgent(OfflineModelAgent):
         """Rows of the dataset in a batch, where anything is imagined."""
         return math.floor(self.real_ratio * self.batch_size + ROUNDING)
 
+    def check(self, data: ReplayBuffer) -> None:
+        """The guard must not cut the data's own states."""
+        super().check(data)
+        if self.guard is not None and (largest := _box_of(data).largest) > self.guard:
+            fix = f"the data has observations up to {largest:.4g}: give a larger one, or null for none"
+            raise UserError("guard", self.guard, fix)
+
     def load(self, data: ReplayBuffer) -> None:
         super().load(data)
         self._box = None
@@ -179,17 +186,13 @@ class OfflineDynaAgent(OfflineModelAgent):
     def box(self) -> Box:
         """The range of the data's observations."""
         if self._box is None:
-            self._box = Box(self.data.columns["obs"][: len(self.data)])
-            if self.guard is not None and self._box.largest > self.guard:
-                fix = f"the data has observations up to {self._box.largest:.4g}: give a larger one, or null for none"
-                raise UserError("guard", self.guard, fix)
+            self._box = _box_of(self.data)
         return self._box
 
     # -- learning ----------------------------------------------------------------------------------------------------
 
     def prepare(self, clock: Clock) -> dict[str, dict[str, Any]]:
         """Before a round the model may have to be fitted, and rollouts made anew."""
-        _ = self.box  # refuses data that the guard would cut, before anything is trained
         found = super().prepare(clock)
         if self.real_ratio < 1.0 and clock.updates >= self.refreshes * self.refresh_every:
             found["imagine"] = self.refresh()
@@ -261,6 +264,10 @@ class OfflineDynaAgent(OfflineModelAgent):
         super().load_state_dict(state)
         self.imagined.load_state_dict(state["imagined"])
         self.refreshes, self.sizes = state["refreshes"], list(state["sizes"])
+
+
+def _box_of(data: ReplayBuffer) -> Box:
+    return Box(data.columns["obs"][: len(data)])
 
 
 class Guard(Filter):

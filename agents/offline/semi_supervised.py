@@ -58,6 +58,13 @@ class SemiSupervisedAgent(OfflineAgent):
         """The dataset as it is learned from: labelled, once that is done."""
         return super().data if self._labelled is None else self._labelled
 
+    def check(self, data: ReplayBuffer) -> None:
+        """Rows may lack an action; those of two episodes may not: one to learn from and one to judge by."""
+        known = data.columns.get(f"extra.{HAS_ACTION}")
+        if known is not None and (found := len(data.columns["episode"][known.bool()].unique())) < 2:
+            fix = "give actions of at least two episodes: one to learn from and one to judge by"
+            raise UserError(f"--data: episodes with actions ({HAS_ACTION})", found, fix)
+
     def load(self, data: ReplayBuffer) -> None:
         super().load(data)
         self._labelled = None

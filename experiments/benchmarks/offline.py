@@ -1,7 +1,7 @@
 """``mbrl bench offline``: agents that learn from data alone, on the sets of ``mbrl bench datasets``, in D4RL's layout.
 
 Recipes are run as they are, but for what ``OF_DATA`` names: 30,000 gradient steps, networks of the same width; the last
-evaluation counts. Scores are 0 for uniformly random actions and 100 for the best policy of the run that the data is from.
+evaluation counts. Scores are 0 for uniformly random actions, 100 for the best policy of the run that the data is from.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ OF_DATA: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "morec-mobile": ("--agent.penalty.weight=1.0",),
     }
 }
-"""What differs from the recipes where the data covers more: published weights are lower there too. Those of ``mopo`` were
-tried on a seed that is not in the table, those of ``mobile`` were not."""
+"""What differs from the recipes where the data covers more: published weights are lower there too. Those of ``mopo``
+were tried on a seed that is not in the table, those of ``mobile`` were not."""
 KEPT_EVERY = ("--checkpoint.every=10000",)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from envs.errors import UserError
 from experiments.compare.on_ray import ray_fleet
 from experiments.compare.run import compare, usable_cores
+from experiments.compare.sources import with_sources
 from experiments.compare.status import Status
 from experiments.compare.suite import AgentEntry, EnvEntry, Suite, find_suite, list_suites, make_suite, read_suite
 from experiments.names import module_of
@@ -54,6 +55,7 @@ def the_suite(options: argparse.Namespace, overrides: Sequence[tuple[str, Any]])
     else:
         suite, home = _from_file(options)
     suite = replace(suite, set={**suite.set, **dict(overrides)})
+    suite = with_sources(suite, options.data or (), options.earlier or ())
     if options.steps is not None:
         steps = parse_value("--steps", options.steps)
         suite = replace(suite, envs={name: replace(entry, steps=steps) for name, entry in suite.envs.items()})

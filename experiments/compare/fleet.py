@@ -24,7 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Job:
-    """One run: whose it is, the words after ``mbrl`` that make it, where it lies, its env steps."""
+    """One run: whose it is, the words after ``mbrl`` that make it, where it lies, its steps.
+
+    ``after`` is the folder of the run that it continues and that is run before it; None where it needs none.
+    """
 
     agent: str
     env: str
@@ -32,6 +35,7 @@ class Job:
     command: tuple[str, ...]
     folder: Path
     steps: int = 0
+    after: Path | None = None
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -80,11 +84,17 @@ async def run_fleet(
 ) -> list[tuple[Job, str]]:
     """Run every job, at most ``processes`` at once and in order; the failed ones, each with its error.
 
+    One that continues another of ``jobs`` waits for it, while others run, and fails with it.
     ``changed(job, state, error)`` is told of every step. Cancelled, it ends its processes; their runs can be resumed.
     """
-    room, failed = asyncio.Semaphore(processes), []
+    room, failed = asyncio.Semaphore(processes), list[tuple[Job, str]]()
+    ended = {job.folder: asyncio.Event() for job in jobs}
 
-    async def run(job: Job) -> None:
+    async def begin(job: Job) -> str | None:
+        if job.after in ended:
+            await ended[job.after].wait()
+            if broken := next((other for other, _ in failed if other.folder == job.after), None):
+                return f"the run that it continues failed ({broken.agent} seed {broken.seed})"
         async with room:
             changed(job, "running", None)
             try:
@@ -92,10 +102,13 @@ async def run_fleet(
             except asyncio.CancelledError:
                 changed(job, "interrupted", None)
                 raise
-            error = None if code == 0 else failure(job, code, said)
-            if error is not None:
-                failed.append((job, error))
-            changed(job, "done" if error is None else "failed", error)
+            return None if code == 0 else failure(job, code, said)
+
+    async def run(job: Job) -> None:
+        if (error := await begin(job)) is not None:
+            failed.append((job, error))
+        changed(job, "done" if error is None else "failed", error)
+        ended[job.folder].set()
 
     async with asyncio.TaskGroup() as group:
         for job in jobs:

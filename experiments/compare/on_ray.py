@@ -47,7 +47,8 @@ def ray_fleet(address: str) -> Iterator[tuple[Execute, int]]:
 
     _check_reachable(address)
     try:
-        ray.init(address=None if address == "local" else address, include_dashboard=False, log_to_driver=False)
+        # Not None for local: that would join a cluster that RAY_ADDRESS names or that was started here before.
+        ray.init(address=address, include_dashboard=False, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         fix = f"no Ray cluster could be reached ({reason}); start one, or give local"
@@ -61,6 +62,8 @@ def ray_fleet(address: str) -> Iterator[tuple[Execute, int]]:
         except asyncio.CancelledError:
             ray.cancel(reference, force=True)
             raise
+        except ray.exceptions.RayError as error:  # its worker or node is gone; the other runs go on
+            return 1, f"lost on Ray: {str(error).strip().splitlines()[0]}"
         return result
 
     try:

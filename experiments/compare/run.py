@@ -12,9 +12,10 @@ from typing import IO
 
 from envs.errors import UserError
 from experiments.compare.fleet import Execute, Job, State, in_process, run_fleet
+from experiments.compare.jobs import make_jobs
 from experiments.compare.live import Lines, LiveTable, Progress
 from experiments.compare.status import Status, alone_in
-from experiments.compare.suite import Suite, make_jobs
+from experiments.compare.suite import Suite
 from experiments.storage import write_atomically
 
 REDRAW_SECONDS = 2.0

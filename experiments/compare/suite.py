@@ -6,6 +6,8 @@ A suite file::
     agents:
       pets: {}                                  # a recipe under its own name
       sac-utd1: {recipe: sac-fast, set: {agent.updates_per_step: 1}}
+      mobile: {data: runs/teacher}                  # learns from a path, run or Minari id; or {ENV: PATH, ...}
+      continued: {recipe: mbpo-fast, from: mobile}  # goes on online from its run of the same env and seed; or a RUN
     envs:
       Pendulum-v1: {steps: 1500, low: -1200, high: -120, source: "random policy; true-dynamics planner"}
     seeds: 5                                    # or a list
@@ -15,36 +17,44 @@ A suite file::
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 
 from envs.errors import UserError
-from experiments.compare.fleet import Job
-from experiments.config import find_recipe, resolve
-from experiments.session import try_agent
+from experiments.given_data import locate
 from experiments.tree import read_yaml
 
 Budget = Literal["env_steps", "updates", "seconds"]
 SUITES = Path(__file__).parent.parent / "suites"
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-EVALUATIONS = 10
-"""Evaluations of a run, where the suite does not say how often; the same episodes for every agent."""
 
 
 @dataclass(frozen=True)
 class AgentEntry:
-    """One agent: a recipe (name or file) and what is set in it."""
+    """One agent: a recipe (name or file), what is set in it, and what it begins with besides."""
 
     recipe: str
     set: Mapping[str, Any] = field(default_factory=dict)
+    data: str | Mapping[str, str] | None = None
+    """The dataset that it learns from, or one for each environment"""
+    start_from: str | None = None
+    """The label of the agent that it continues, or a run directory"""
+
+    def data_on(self, env: str) -> str | None:
+        """The dataset of one environment; None where the agent learns by acting."""
+        return self.data.get(env) if isinstance(self.data, Mapping) else self.data
+
+    def tree(self) -> dict[str, Any]:
+        """As plain values."""
+        data = dict(self.data) if isinstance(self.data, Mapping) else self.data
+        given = {"data": data, "from": self.start_from}
+        return {"recipe": self.recipe, "set": dict(self.set)} | {k: v for k, v in given.items() if v is not None}
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class Suite:
 
     def tree(self) -> dict[str, Any]:
         """As plain values."""
-        agents = {label: {"recipe": entry.recipe, "set": dict(entry.set)} for label, entry in self.agents.items()}
+        agents = {label: entry.tree() for label, entry in self.agents.items()}
         envs = {name: {k: v for k, v in vars(entry).items() if v is not None} for name, entry in self.envs.items()}
         tree = {"name": self.name, "agents": agents, "envs": envs, "seeds": list(self.seeds)}
         return tree | {"set": dict(self.set), "budget": self.budget}
@@ -126,7 +136,27 @@ def make_suite(
         raise UserError("agents" if not agents else "envs", "none", "give at least one")
     if budget not in get_args(Budget):
         raise UserError("budget", budget, "one of env_steps, updates, seconds", get_args(Budget))
-    return Suite(name, dict(agents), dict(envs), _seeds(seeds), dict(set), budget)
+    _check_circles({label: entry.start_from for label, entry in agents.items()})
+    located = {label: _located(agents, entry) for label, entry in agents.items()}
+    return Suite(name, located, dict(envs), _seeds(seeds), dict(set), budget)
+
+
+def _located(agents: Mapping[str, AgentEntry], entry: AgentEntry) -> AgentEntry:
+    """A run that is continued and is none of the suite's, by a path that holds from anywhere."""
+    if entry.start_from is None or entry.start_from in agents:
+        return entry
+    return replace(entry, start_from=locate(entry.start_from))
+
+
+def _check_circles(continued: Mapping[str, str | None]) -> None:
+    """Refuse agents that continue one another."""
+    for label in continued:
+        way = [label]
+        while (earlier := continued.get(way[-1])) is not None:
+            if earlier in way:
+                fix = "an agent cannot continue itself: name one that learns from data"
+                raise UserError(f"agents.{label}.from", " from ".join([*way, earlier]), fix)
+            way.append(earlier)
 
 
 def _seeds(seeds: Any) -> tuple[int, ...]:
@@ -142,11 +172,26 @@ def _seeds(seeds: Any) -> tuple[int, ...]:
 def _agent(label: str, entry: Any) -> AgentEntry:
     if isinstance(entry, str):
         return AgentEntry(entry)
-    entry = _known(entry or {}, f"agents.{label}", ("recipe", "set"))
+    place = f"agents.{label}"
+    entry = _known(entry or {}, place, ("recipe", "set", "data", "from"))
     recipe = entry.get("recipe", label)
     if not isinstance(recipe, str):
-        raise UserError(f"agents.{label}.recipe", recipe, "give a recipe's name or file")
-    return AgentEntry(recipe, _mapping(entry, "set", f"agents.{label}.", needed=False))
+        raise UserError(f"{place}.recipe", recipe, "give a recipe's name or file")
+    earlier = entry.get("from")
+    if earlier is not None and not isinstance(earlier, str):
+        raise UserError(f"{place}.from", earlier, "give the label of an agent of this suite, or a run directory")
+    return AgentEntry(
+        recipe, _mapping(entry, "set", f"{place}.", needed=False), _data(place, entry.get("data")), earlier
+    )
+
+
+def _data(place: str, given: Any) -> str | dict[str, str] | None:
+    """A dataset, or one by environment; paths hold from anywhere."""
+    if given is None or isinstance(given, str):
+        return given and locate(given)
+    if not isinstance(given, dict) or not all(isinstance(text, str) for pair in given.items() for text in pair):
+        raise UserError(f"{place}.data", given, "give a path or a Minari id, or a mapping of environments to these")
+    return {env: locate(path) for env, path in given.items()}
 
 
 def _env(name: str, entry: Any) -> EnvEntry:
@@ -187,46 +232,3 @@ def _mapping(tree: Mapping[str, Any], key: str, place: str = "", needed: bool = 
     if not isinstance(value, dict) or (needed and not value):
         raise UserError(f"{place}{key}", tree.get(key, "missing"), "give a mapping of names to settings")
     return value
-
-
-# -- the runs --------------------------------------------------------------------------------------------------------
-
-
-def make_jobs(suite: Suite, root: Path, trust: Sequence[str]) -> list[Job]:
-    """Every run of the suite, seed by seed; its folder's name ends in the digest of its configuration.
-
-    Every configuration is resolved, its environment tried and its agent built first, so that nothing runs when one of
-    them is wrong. A run whose configuration
-    is changed is another run, in another folder.
-    """
-    runs = {(label, env): _resolved(suite, label, env, trust) for env in suite.envs for label in suite.agents}
-    return [
-        Job(label, env, seed, _command(words, seed, trust), root / "runs" / _folder(env, label, seed, digest), steps)
-        for seed in suite.seeds
-        for (label, env), (words, digest, steps) in runs.items()
-    ]
-
-
-def _folder(env: str, label: str, seed: int, digest: str) -> Path:
-    return Path(re.sub(r"[^\w.+-]", "-", env)) / label / f"seed{seed}-{digest}"
-
-
-def _command(words: Sequence[str], seed: int, trust: Sequence[str]) -> tuple[str, ...]:
-    return ("train", *words, "--seed", str(seed), *(word for name in trust for word in ("--trust", name)))
-
-
-def _resolved(suite: Suite, label: str, env: str, trust: Sequence[str]) -> tuple[list[str], str, int]:
-    """Words of the command, digest of what they resolve to, and env steps of one agent on one environment."""
-    agent, entry = suite.agents[label], suite.envs[env]
-    recipe = str(find_recipe(agent.recipe).resolve()) if "/" in agent.recipe else agent.recipe
-    given = {**suite.set, **({"steps": entry.steps} if entry.steps is not None else {}), **entry.set, **agent.set}
-    try:
-        steps = resolve(recipe, [*given.items()], env, trust).config.steps
-        fair = {"evaluation.every": -(-steps // EVALUATIONS), "evaluation.episodes": 10, "evaluation.num_envs": 10}
-        pairs = [*(fair | given).items()]
-        resolved = resolve(recipe, pairs, env, trust)
-        try_agent(resolved.config)
-    except UserError as error:
-        raise error.within(f"{label} on {env}") from error
-    words = [recipe, "--env", env, *(f"--{key}={json.dumps(value)}" for key, value in pairs)]
-    return words, hashlib.blake2b(resolved.text.encode(), digest_size=4).hexdigest(), steps

@@ -29,6 +29,8 @@ from mbrl.data.order import grouped, run_ends
 from mbrl.data.transitions import Transitions
 
 FORMATS = ("minari", "d4rl", "folder")
+UNJUDGED = ("random", "full-replay")
+"""Levels that a run also gives whose best policy is no better than random actions; such data has no references"""
 EVALUATIONS = 20
 """Of a run that is trained for its data and says nothing itself"""
 
@@ -160,6 +162,7 @@ def run_collect(
     overrides: Sequence[tuple[str, Any]] = (),
     trust: Sequence[str] = (),
     command: Sequence[str] = (),
+    say: Callable[[str], object] = str,
 ) -> Path:
     """Make a dataset from a run, or from a recipe that is trained first; where it is.
 
@@ -171,6 +174,7 @@ def run_collect(
         overrides: of a recipe, settings.
         trust: packages outside the project that may be imported.
         command: as typed, for the run's record.
+        say: is told what the user should know besides.
 
     Raises:
         UserError: the run cannot give what is wanted, or something is at ``target``; then nothing is written.
@@ -187,7 +191,10 @@ def run_collect(
         source = Source(session, run, wanted.episodes, wanted.seed)
         rows, policies = LEVELS[wanted.level](source, wanted)
         rows = grouped(rows)
-        return target.write(rows, about(source, wanted, rows, policies))
+        made = about(source, wanted, rows, policies)
+        if made.references is None:
+            say(made.description)
+        return target.write(rows, made)
     finally:
         session.close()
 
@@ -212,7 +219,12 @@ def trained(
 
 
 def about(source: Source, wanted: Wanted, rows: Transitions, policies: Sequence[Policy]) -> About:
-    """Everything that a later reader must know of how the rows came about."""
+    """Everything that a later reader must know of how the rows came about.
+
+    Raises:
+        UserError: the run has learned nothing, and the level says that a policy is good.
+    """
+    references, why = source.references_or_why if wanted.level in UNJUDGED else (source.references, "")
     config, spec, run = source.session.config, source.session.pool.spec, source.run
     env = {key: value for key, value in dataclasses.asdict(config.env).items() if key in ENV_KEYS}
     ends = torch.from_numpy(run_ends(rows))
@@ -234,6 +246,7 @@ def about(source: Source, wanted: Wanted, rows: Transitions, policies: Sequence[
         "cut_episodes": cut,
     }
     packages = versions() | {"env": {"id": spec.id, "version": spec.version, "fingerprint": spec.fingerprint}}
-    described = f"{len(rows):,} transitions of {spec.id}, {wanted.level}; expert is the best policy of a run."
+    described = f"{len(rows):,} transitions of {spec.id}, {wanted.level}"
+    described += "; expert is the best policy of a run." if references else f"; without references: {why}."
     told = {key: value for key, value in env.items() if value not in (None, {}, [])}
-    return About(told, source.references, policy, packages, described)
+    return About(told, references, policy, packages, described)

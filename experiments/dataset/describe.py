@@ -31,6 +31,7 @@ WORDS = {
     "repeated_steps": "rows with the episode and step of another",
     "both_flags": "rows both terminated and truncated",
     "duplicates": "rows that repeat an earlier one",
+    "without_action": "rows without an action (has_action is 0)",
 }
 
 

@@ -32,6 +32,8 @@ def _values(found: Description) -> Iterator[Finding]:
     for name, count in found.rows.nonfinite.items():
         if count:
             yield Finding("failure", f"{count:,} rows have NaN or infinity in {name}; `mbrl fit` will refuse them.")
+    if lacking := found.rows.without_action:
+        yield Finding("note", f"{lacking:,} of {found.count:,} rows have no action: ss-orl learns from these.")
     share = found.rows.duplicates / found.count
     if found.rows.duplicates:
         kind: Literal["note", "warning"] = "warning" if share > MANY_DUPLICATES else "note"

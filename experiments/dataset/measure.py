@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.errors import UserError
+from mbrl.data.labels import HAS_ACTION
 from mbrl.data.offline import About, Dataset
 from mbrl.data.transitions import Transitions
 from mbrl.diagnostics.rows import obs_names
@@ -56,7 +57,9 @@ class Rows:
     """Counts of rows, and of neighbours inside an episode."""
 
     nonfinite: dict[str, int]
-    """Rows with NaN or infinity, by field"""
+    """Rows with NaN or infinity, by field; of actions, among the rows that have one"""
+    without_action: int
+    """Rows whose column ``has_action`` is 0"""
     duplicates: int
     """Rows that repeat an earlier one in obs, action, reward and next_obs"""
     pairs: int
@@ -126,7 +129,7 @@ def describe(dataset: Dataset) -> Description:
         names=names or [f"obs[{i}]" for i in range(len(spans["obs"].low))],
         env_problem=problem,
         episodes=_episodes(rows),
-        rows=_rows(rows, found.nonfinite),
+        rows=_rows(rows, found),
         **spans,
         saturated=found.outermost / count,
         discrete=found.one_hot,
@@ -180,7 +183,7 @@ class _Pass:
         self.moments = {"obs": _Moments(obs), "action": _Moments(action), "reward": _Moments(1)}
         self.outermost = np.zeros(action)
         self.one_hot = True
-        self.nonfinite = dict.fromkeys(FIELDS, 0)
+        self.nonfinite, self.without_action = dict.fromkeys(FIELDS, 0), 0
         self.kept: dict[str, list[NDArray[Any]]] = {}
         self.extra = sorted(first.extra)
 
@@ -189,8 +192,11 @@ class _Pass:
         plain["reward"] = plain["reward"][:, None]
         for name, moments in self.moments.items():
             moments.add(plain[name])
+        lacking = _lacking(batch)
+        self.without_action += int(lacking.sum())
         for name, column in plain.items():
-            self.nonfinite[name] += int((~np.isfinite(column)).any(-1).sum())
+            odd = (~np.isfinite(column)).any(-1)
+            self.nonfinite[name] += int((odd & ~lacking if name == "action" else odd).sum())
         self.outermost += (np.abs(plain["action"]) >= SATURATED).sum(0)
         self.one_hot &= bool(((plain["action"] == 1.0).sum(-1) == 1).all() and np.isin(plain["action"], (0, 1)).all())
         self._keep(batch, plain)
@@ -210,6 +216,12 @@ class _Pass:
         _, first, which = np.unique(whole["episode"], return_index=True, return_inverse=True)
         order = np.lexsort((whole["step"], first[which]))
         return {name: column[order] for name, column in whole.items()}
+
+
+def _lacking(batch: Transitions) -> NDArray[np.bool_]:
+    """``[N]`` which rows have no action."""
+    column = batch.extra.get(HAS_ACTION)
+    return np.zeros(len(batch), bool) if column is None else np.asarray(column.reshape(len(batch), -1)[:, 0] == 0)
 
 
 def fingerprint(values: Floats) -> NDArray[np.uint64]:
@@ -236,7 +248,7 @@ def _episodes(rows: dict[str, NDArray[Any]]) -> Episodes:
     return Episodes(rows["episode"][starts], returns, lengths, terminated, truncated, whole)
 
 
-def _rows(rows: dict[str, NDArray[Any]], nonfinite: dict[str, int]) -> Rows:
+def _rows(rows: dict[str, NDArray[Any]], found: _Pass) -> Rows:
     same = rows["episode"][1:] == rows["episode"][:-1]
     stride = np.diff(rows["step"])
     pair = same & (stride == 1)
@@ -244,7 +256,8 @@ def _rows(rows: dict[str, NDArray[Any]], nonfinite: dict[str, int]) -> Rows:
     flagged = rows["terminated"] | rows["truncated"]
     turn = ~same & (rows["step"][1:] == 0)
     return Rows(
-        nonfinite=nonfinite,
+        nonfinite=found.nonfinite,
+        without_action=found.without_action,
         duplicates=len(rows["row"]) - len(np.unique(rows["row"])),
         pairs=int(pair.sum()),
         follow=int((pair & follows).sum()),

@@ -92,6 +92,14 @@ class Source:
         return low, high
 
     @functools.cached_property
+    def references_or_why(self) -> tuple[tuple[float, float] | None, str]:
+        """The same, or None and why there are none: for levels that say nothing of a policy's worth."""
+        try:
+            return self.references, ""
+        except UserError as error:
+            return None, error.fix
+
+    @functools.cached_property
     def medium(self) -> Policy:
         """The first policy whose mean return is a third of the way from the random to the expert one, or better.
 

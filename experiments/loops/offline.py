@@ -38,6 +38,7 @@ class OfflineLoop(Loop):
         super().__init__(config, agent, evaluator, checkpoints, reporter)
         self.data = data
         self.clock.phase = "offline"
+        agent.expect(config.steps)
         self.previous_updates = 0
         self.value_range = attainable(data.buffer, getattr(agent.learner, "gamma", None))
 

@@ -49,6 +49,12 @@ class RunFiles:
                 raise UserError(f"{path}: {key}", self._at(key), DAMAGED)
 
     @property
+    def start_from(self) -> str | None:
+        """The run that it continues, if it does."""
+        value = self.config.get("start_from")
+        return value if isinstance(value, str) else None
+
+    @property
     def recipe(self) -> str | None:
         """Name of the recipe that the run was made from; None when that was another run's configuration."""
         sources = self.versions.get("sources")

@@ -65,7 +65,14 @@ def same_agent(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two configurations can be repetitions of one run with different seeds."""
     ours, theirs = flatten(one), flatten(other)
     shared = [key for key in ours if key in theirs and key != "seed" and key.partition(".")[0] not in OF_THE_RECORD]
-    return all(_text(ours[key].value) == _text(theirs[key].value) for key in shared)
+    return all(_repeats(key, ours[key].value, theirs[key].value) for key in shared)
+
+
+def _repeats(key: str, one: Any, other: Any) -> bool:
+    """A run that continues another one continues a run of its own seed."""
+    if key == "start_from":
+        return (one is None) == (other is None)
+    return _text(one) == _text(other)
 
 
 def _differs(key: str, agents: Iterable[Mapping[str, Setting]]) -> bool:

@@ -44,6 +44,8 @@ class AgentSettings:
 
     recipe: str | None = None
     set: Mapping[str, Any] = field(default_factory=dict)
+    begins: Mapping[str, Any] = field(default_factory=dict)
+    """``data`` that it learns from, and the agent or run that it goes on ``from``"""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,9 @@ def _settings(given: _Node) -> SuiteSettings:
 
 
 def _agent(entry: _Node) -> AgentSettings:
-    return AgentSettings(entry["recipe"].text() if entry.has("recipe") else None, entry.optional("set").values())
+    begins = {key: entry[key].value for key in ("data", "from") if entry.has(key)}
+    recipe = entry["recipe"].text() if entry.has("recipe") else None
+    return AgentSettings(recipe, entry.optional("set").values(), begins)
 
 
 def _env(entry: _Node) -> EnvSettings:

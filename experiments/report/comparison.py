@@ -17,6 +17,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from envs.errors import UserError
+from experiments.report._learned import Data, Values, read_data, read_values
 from experiments.report._run_files import TASK_EVENTS, RunFiles, checkpointed, read_run
 from experiments.report._settings import differing, same_agent
 from experiments.report._status import Dropped, Job, SuiteSettings, read_status
@@ -49,6 +50,8 @@ class Evaluation:
     returns: tuple[float, ...]
     act_ms: float | None = None
     """Milliseconds a call of ``act`` took, for all environments of the evaluation at once"""
+    score: float | None = None
+    """In per cent between the references of the dataset that the run learned from"""
 
     @property
     def mean(self) -> float:
@@ -74,6 +77,22 @@ class Run:
     versions: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     peak_memory_bytes: int | None = None
+    data: Data | None = None
+    """The dataset that it learned from, itself or in the run that it continues"""
+    values: Values | None = None
+    start_from: str | None = None
+    """The run that it continues, as its configuration names it"""
+    earlier: str | None = None
+    """Who made that run: an agent of this comparison, or where it lies"""
+    inherited: Evaluation | None = None
+    """The last evaluation of that run: how good this one was before its first env step"""
+
+    @property
+    def offline(self) -> bool:
+        """It learned without a step in its environment."""
+        if self.evaluations:
+            return self.evaluations[-1].env_steps == 0 < self.evaluations[-1].updates
+        return self.data is not None and self.start_from is None
 
     @property
     def last(self) -> float | None:
@@ -162,8 +181,45 @@ def load(root: Path) -> Comparison:
     if not comparison.runs:
         fix = "it holds no runs (folders with config.yaml and metrics.jsonl); make some with `mbrl compare`"
         raise UserError("DIR", str(root), fix)
+    comparison = replace(comparison, runs=[_linked(run, comparison) for run in comparison.runs])
     found = {env: reference for env in comparison.envs if (reference := _from_random(comparison, env))}
+    found |= {env: reference for env in comparison.envs if (reference := _from_data(comparison, env))}
     return replace(comparison, references=found | dict(comparison.references))
+
+
+def _linked(run: Run, comparison: Comparison) -> Run:
+    """A run that continues another one, with what it began with; where that one cannot be found, as it is."""
+    if run.start_from is None:
+        return run
+    whole = Path(run.start_from)
+    beside = [other for other in comparison.runs if other.env == run.env and _ends_with(whole, other, comparison.root)]
+    if beside:
+        found, name = beside[0], beside[0].agent
+    elif (whole / "metrics.jsonl").is_file():
+        found, name = _of_folder(whole), "/".join(whole.parts[-2:])
+    else:
+        return replace(run, earlier="/".join(whole.parts[-2:]))
+    inherited = found.evaluations[-1] if found.state == "done" and found.evaluations else None
+    return replace(run, earlier=name, inherited=inherited, data=found.data)
+
+
+def _ends_with(path: Path, other: Run, root: Path) -> bool:
+    """Whether a path names a run below ``root``, which may have been moved since."""
+    parts = other.folder.relative_to(root).parts if other.folder.is_relative_to(root) else other.folder.parts
+    return bool(parts) and path.parts[-len(parts) :] == parts
+
+
+def _from_data(comparison: Comparison, env: str) -> Reference | None:
+    """The returns of a random and an expert policy by which the datasets here score; None where these are several."""
+    known = [run.data for run in comparison.runs if run.env == env and run.data is not None]
+    pairs = {data.references for data in known if data.references is not None}
+    if len(pairs) != 1:
+        return None
+    low, high = next(iter(pairs))
+    source = (
+        "0 is the mean return of a random policy and 1 that of an expert, as the dataset that was learned from says"
+    )
+    return Reference(low, high, source)
 
 
 def _from_random(comparison: Comparison, env: str) -> Reference | None:
@@ -231,16 +287,13 @@ def _end(run: Run) -> str:
 
 def _from_folders(root: Path) -> Comparison:
     folders = sorted(path.parent for path in root.rglob("metrics.jsonl") if (path.parent / "config.yaml").is_file())
-    shown = [folder for folder in folders if not any(part.startswith(".") for part in folder.relative_to(root).parts)]
+    every = {*folders}
+    alone = [folder for folder in folders if every.isdisjoint(folder.parents)]  # a run inside a run is a diagnosis's
+    shown = [folder for folder in alone if not any(part.startswith(".") for part in folder.relative_to(root).parts)]
     runs = _told_apart(_of_folder(folder) for folder in shown)
     agents = sorted({run.agent for run in runs}, key=lambda agent: (agent == RANDOM, agent))
-    axis: Axis = "updates" if runs and all(_offline(run) for run in runs) else "env_steps"
+    axis: Axis = "updates" if runs and all(run.offline and run.evaluations for run in runs) else "env_steps"
     return Comparison(root.resolve().name, root, runs, agents, sorted({run.env for run in runs}), axis)
-
-
-def _offline(run: Run) -> bool:
-    """It learned without a step in its environment."""
-    return bool(run.evaluations) and run.evaluations[-1].env_steps == 0 < run.evaluations[-1].updates
 
 
 def _of_folder(folder: Path) -> Run:
@@ -291,7 +344,7 @@ def _make_run(folder: Path, files: RunFiles, identity: tuple[str, str, int]) -> 
         counts = record["env_steps"], record["updates"]
         seconds = max(0.0, record["seconds"] - spent)  # the record's are rounded
         returns = tuple(float(value) for value in record["returns"])
-        evaluations.append(Evaluation(*counts, seconds, returns, record.get("act_ms")))
+        evaluations.append(Evaluation(*counts, seconds, returns, record.get("act_ms"), record.get("score")))
         memory.append(record.get("peak_memory_bytes"))
     return Run(
         *identity,
@@ -305,6 +358,9 @@ def _make_run(folder: Path, files: RunFiles, identity: tuple[str, str, int]) -> 
         versions=files.versions,
         seconds=max(0.0, files.records[-1]["seconds"] - spent) if files.records else 0.0,
         peak_memory_bytes=max((size for size in memory if isinstance(size, int)), default=None),
+        data=read_data(files.config, files.versions),
+        values=read_values(files.records, files.config),
+        start_from=files.start_from,
     )
 
 
@@ -331,14 +387,29 @@ def differences(comparison: Comparison) -> dict[str, dict[str, Any]]:
     configs: dict[str, dict[str, Mapping[str, Any]]] = {}
     for run in comparison.runs:
         if run.config:
-            configs.setdefault(run.env, {}).setdefault(run.agent, run.config)
+            earlier = {} if run.start_from is None else {"start_from": run.earlier}  # its path differs by seed
+            configs.setdefault(run.env, {}).setdefault(run.agent, {**run.config, **earlier})
     ordered = {env: {a: own[a] for a in comparison.agents if a in own} for env, own in configs.items()}
     return differing(ordered)
 
 
 def rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """One flat row a run, all of them, for ``runs.csv``; what a run does not have is None."""
-    return [_row(comparison, run) for run in _ordered(comparison)]
+    """One flat row a run, all of them, for ``runs.csv``; what a run does not have is None.
+
+    What runs learned from is told where one of them learned from data.
+    """
+    more = _row_of_data if any(run.data for run in comparison.runs) else lambda run: {}
+    return [_row(comparison, run) | more(run) for run in _ordered(comparison)]
+
+
+def _row_of_data(run: Run) -> dict[str, Any]:
+    return {
+        "data": run.data.path if run.data else None,
+        "rows_of_data": run.data.rows if run.data else None,
+        "score": run.evaluations[-1].score if run.evaluations else None,
+        "continues": run.earlier,
+        "inherited": run.inherited.mean if run.inherited else None,
+    }
 
 
 def _ordered(comparison: Comparison) -> list[Run]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ DARK_INK, LIGHT_INK = "#141416", "#fdfdff"
 COLOUR_STEPS = 32
 """Of a colour scale; from 50 on matplotlib would make the scale's bar a bitmap."""
 MARKERS = "osD^vPX*"
+LEVEL_DASH = (0, (4, 2))
 DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
 
@@ -125,7 +126,7 @@ def thin_line(axes: Axes, agent: str, style: Style, xs: Sequence[float], ys: Seq
 
 def level(axes: Axes, agent: str, style: Style, y: float) -> None:
     """The height of an agent that has no place along the x-axis."""
-    axes.axhline(y, color=style.colour, linestyle=(0, (4, 2)), linewidth=1.4).set_gid(f"agent:{agent}:level")
+    axes.axhline(y, color=style.colour, linestyle=LEVEL_DASH, linewidth=1.4).set_gid(f"agent:{agent}:level")
 
 
 def band(
@@ -143,12 +144,15 @@ def landmark(axes: Axes, y: float, text: str) -> None:
     axes.annotate(plain(text), (1.0, y), ha="right", va="bottom", fontsize=8, color=MUTED, **place)
 
 
-def legend(figure: matplotlib.figure.Figure, looks: Mapping[str, Style], agents: Iterable[str]) -> None:
-    """Names the agents above the axes; an entry is hidden with its agent."""
+def legend(
+    figure: matplotlib.figure.Figure, looks: Mapping[str, Style], agents: Iterable[str], levels: Collection[str] = ()
+) -> None:
+    """Names the agents above the axes, those of ``levels`` as learned from data; an entry is hidden with its agent."""
     agents = list(agents)
-    handles = [_handle(looks[agent]) for agent in agents]
-    columns = 1 if max(map(len, agents), default=0) > 28 else 2 if max(map(len, agents), default=0) > 14 else 3
-    texts = [plain(agent) for agent in agents]
+    handles = [_level_handle(looks[agent]) if agent in levels else _handle(looks[agent]) for agent in agents]
+    names = [f"{agent} (from data)" if agent in levels else agent for agent in agents]
+    columns = 1 if max(map(len, names), default=0) > 28 else 2 if max(map(len, names), default=0) > 14 else 3
+    texts = [plain(name) for name in names]
     box = figure.legend(handles, texts, loc="outside upper left", ncols=columns, frameon=False, fontsize=8.5)
     for agent, text, handle in zip(agents, box.get_texts(), box.legend_handles, strict=True):
         text.set_color(TEXT)
@@ -160,6 +164,10 @@ def legend(figure: matplotlib.figure.Figure, looks: Mapping[str, Style], agents:
 def _handle(style: Style) -> Line2D:
     look: dict[str, Any] = {"linestyle": style.dash, "linewidth": 1.8, "marker": style.marker, "markersize": 4.0}
     return Line2D([], [], color=style.colour, **look)
+
+
+def _level_handle(style: Style) -> Line2D:
+    return Line2D([], [], color=style.colour, linestyle=LEVEL_DASH, linewidth=1.4)
 
 
 @dataclass(frozen=True)

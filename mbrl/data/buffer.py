@@ -17,6 +17,7 @@ from mbrl.data.transitions import Transitions
 IDS = ("episode", "step", "policy_version")
 REQUIRED = ("obs", "action", "reward", "next_obs", "terminated", "truncated", *IDS, "weight")
 OPTIONAL = {"task", "sim_state"}
+VECTORS = ("obs", "action", "next_obs")
 DTYPES = {
     "terminated": torch.bool,
     "truncated": torch.bool,
@@ -120,16 +121,17 @@ class ReplayBuffer:
         return self._rows(self.ids % self.capacity)
 
     def sample_ids(self, n: int, generator: Generator, weighted: bool = False) -> Tensor:
-        """``[n]`` ids, drawn uniformly or by weight, with replacement."""
+        """``[n]`` ids, drawn uniformly or by weight, with replacement; the generator may lie on another device."""
         self._need_rows()
         oldest = self.total_added - len(self)
         if not weighted:
-            return oldest + torch.randint(len(self), (n,), generator=generator, device=self.device)
+            return oldest + torch.randint(len(self), (n,), generator=generator, device=generator.device).to(self.device)
         weight = self.columns["weight"][self.ids % self.capacity].double()
         edges = weight.cumsum(0)
         if not bool(edges[-1] > 0):
             raise UserError("weight", 0.0, "every stored row has weight 0; nothing can be sampled by weight")
-        draw = torch.rand(n, generator=generator, device=self.device, dtype=torch.float64) * edges[-1]
+        unit = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64).to(self.device)
+        draw = unit * edges[-1]
         return oldest + torch.searchsorted(edges, draw, right=True).clamp(max=len(self) - 1)
 
     def sample(self, n: int, generator: Generator, weighted: bool = False) -> Transitions:
@@ -156,7 +158,7 @@ class ReplayBuffer:
         Raises ``UserError`` when no stored episode is that long.
         """
         chains = self._chains(length)
-        pick = torch.randint(chains.shape[1], (n,), generator=generator, device=self.device)
+        pick = torch.randint(chains.shape[1], (n,), generator=generator, device=generator.device).to(self.device)
         return self._rows(chains[:, pick].T % self.capacity)
 
     def _chains(self, length: int) -> Tensor:
@@ -255,13 +257,27 @@ def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, 
         arrays: dict[str, np.ndarray[Any, Any]] = {
             name: np.lib.format.open_memmap(path / f"{name}.npy", mode="c") for name in about["columns"]
         }
-        if wrong := [name for name, array in arrays.items() if len(array) != rows]:
-            raise ValueError(f"{wrong[0]}.npy has {len(arrays[wrong[0]])} rows, buffer.json speaks of {rows}")
+        if wrong := [name for name, array in arrays.items() if array.shape[:1] != (rows,)]:
+            raise ValueError(f"{wrong[0]}.npy has shape {arrays[wrong[0]].shape}, buffer.json speaks of {rows} rows")
+        for name, array in arrays.items():
+            _need_column(name, array, about["extra"])
         return about, arrays
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             str(path), f"{type(error).__name__}: {error}", "give a folder written by ReplayBuffer.save"
         ) from error
+
+
+def _need_column(name: str, array: np.ndarray[Any, Any], extra: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` where a column's numbers or their shape are not those of a replay buffer."""
+    kind = torch.empty(0, dtype=DTYPES.get(name, torch.float32)).numpy().dtype
+    if array.dtype != kind:
+        raise ValueError(f"{name}.npy holds {array.dtype}, a replay buffer has {kind} there")
+    if name in VECTORS and array.ndim != 2:
+        raise ValueError(f"{name}.npy has shape {array.shape}, a replay buffer has one vector a row there")
+    shape = tuple(extra[name.removeprefix("extra.")]) if name.startswith("extra.") else ()
+    if name not in (*VECTORS, "sim_state") and array.shape[1:] != shape:
+        raise ValueError(f"{name}.npy has shape {array.shape}, it should be {(len(array), *shape)}")
 
 
 def flatten(rows: Transitions) -> dict[str, Tensor]:

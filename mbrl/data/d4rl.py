@@ -5,6 +5,9 @@ Columns are ``observations``, ``actions``, ``rewards``, ``terminals``, ``timeout
 2020. Without ``next_observations`` the successor of an episode's last row is not in the file: taking the next row's
 observation would teach a model that an episode's end leads to the reset. Such rows are left out, and
 :attr:`Dataset.notes` says how many.
+
+A column ``has_action``, ours, tells rows that have an action (1) from those that have none (0); these come as NaN,
+whatever the file holds in their place.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 
 from envs.errors import UserError
 from mbrl.data.buffer import flatten, unflatten
+from mbrl.data.labels import HAS_ACTION
 from mbrl.data.native import Units, as_float32, build_env, platform_units
 from mbrl.data.offline import SLACK, About, Dataset, Kind, register_kind, told, written_aside
 from mbrl.data.offline import check_rows as check
@@ -34,6 +38,9 @@ ABOUT = "mbrl"
 """Our description, JSON under ``metadata/``"""
 ENDINGS = (".hdf5", ".h5")
 REQUIRED = ("observations", "actions", "rewards", "terminals")
+ONE_A_ROW = ("rewards", "terminals", "timeouts", HAS_ACTION)
+MASKS = (HAS_ACTION, f"infos/{OWN}extra.{HAS_ACTION}")
+"""Where a file may say which rows have an action"""
 SAMPLE = 200
 """Episode ends that are looked at to see whether the stored successors are true"""
 
@@ -57,6 +64,7 @@ class D4RLFile(Dataset):
             self._total = _require_columns(file, path)
             self._next = "next_observations" in file
             self._own = sorted(name for name in file.get("infos", {}) if name.startswith(OWN))
+            self._mask = next((name for name in MASKS if name in file), None)
             self._ends = self._find_ends(file)
             self._units = self._find_units(file)
             self._kept = self._find_kept(file)
@@ -82,22 +90,29 @@ class D4RLFile(Dataset):
             "action": self._actions(file, first, stop, place),
             "reward": as_float32(file["rewards"][first:stop].reshape(-1)),
             "next_obs": self._successors(file, obs, first, stop, place),
-            "terminated": file["terminals"][first:stop].reshape(-1).astype(bool),
+            "terminated": _flags(file, "terminals", first, stop, self.path),
             "truncated": self._timeouts(file, first, stop),
             "episode": episode,
             "step": number - starts[episode],
             "policy_version": np.zeros(stop - first, dtype=np.int64),
         }
         columns |= {_field(name): file["infos"][name][first:stop] for name in self._own if name != f"{OWN}action"}
+        if self._mask is not None:
+            columns[f"extra.{HAS_ACTION}"] = as_float32(file[self._mask][first:stop].reshape(-1))
         kept = self._kept[first:stop]
         return unflatten({name: torch.from_numpy(np.ascontiguousarray(c[kept])) for name, c in columns.items()})
 
     def _actions(self, file: Any, first: int, stop: int, place: str) -> NDArray[np.float32]:
-        raw = self._units.from_native(file["actions"][first:stop], f"{place}: actions")
+        native, known = np.array(file["actions"][first:stop]), np.ones(stop - first, dtype=bool)
+        if self._mask is not None:
+            known = _flags(file, self._mask, first, stop, self.path)
+            native[~known] = self._units.start  # any that can be converted
+        raw = self._units.from_native(native, f"{place}: actions")
+        raw[~known] = np.nan
         if f"{OWN}action" not in self._own:
             return self._clipped(raw)
         exact: NDArray[np.float32] = file["infos"][f"{OWN}action"][first:stop]
-        if exact.shape != raw.shape or not np.allclose(exact, raw, atol=SLACK):
+        if exact.shape != raw.shape or not np.allclose(exact[known], raw[known], atol=SLACK, equal_nan=True):
             fix = "the two columns of actions, the environment's and the platform's, do not agree"
             raise UserError(f"{self.path}, {place}: actions", "changed", fix)
         return exact
@@ -122,15 +137,14 @@ class D4RLFile(Dataset):
 
     def _timeouts(self, file: Any, first: int, stop: int) -> NDArray[np.bool_]:
         if "timeouts" in file:
-            return np.asarray(file["timeouts"][first:stop].reshape(-1).astype(bool))
-        terminal = file["terminals"][first:stop].reshape(-1).astype(bool)
-        return np.asarray(self._ends[first:stop] & ~terminal)
+            return _flags(file, "timeouts", first, stop, self.path)
+        return np.asarray(self._ends[first:stop] & ~_flags(file, "terminals", first, stop, self.path))
 
     def _find_ends(self, file: Any) -> NDArray[np.bool_]:
         """``[N]`` which rows are the last of their episode."""
-        ends = file["terminals"][:].reshape(-1).astype(bool)
+        ends = _flags(file, "terminals", 0, self._total, self.path)
         if "timeouts" in file:
-            return np.asarray(ends | file["timeouts"][:].reshape(-1).astype(bool))
+            return np.asarray(ends | _flags(file, "timeouts", 0, self._total, self.path))
         if not self._next:
             fix = "without timeouts and next_observations nobody can tell where an episode was cut; add either"
             raise UserError(f"{self.path}: timeouts", "missing", fix)
@@ -161,6 +175,9 @@ class D4RLFile(Dataset):
         elif f"{OWN}episode" not in self._own and self._shifted(file):
             kept = ~self._ends
             why = "its next_observations hold the next episode's first observation there, not what came after"
+        if not kept.any():
+            fix = f"every row is the last of its episode, and {why}; add the true next_observations"
+            raise UserError(f"{self.path}: next_observations", "not known of any row", fix)
         if not kept.all():
             self.notes.append(f"{int((~kept).sum()):,} of {self._total:,} rows are left out: {why}.")
         return kept
@@ -171,6 +188,16 @@ class D4RLFile(Dataset):
         picked = ends[np.linspace(0, len(ends) - 1, min(len(ends), SAMPLE)).astype(np.int64)] if len(ends) else ends
         same = [np.array_equal(file["next_observations"][row], file["observations"][row + 1]) for row in picked]
         return sum(same) > len(same) / 2
+
+
+def _flags(file: Any, name: str, first: int, stop: int, path: Path) -> NDArray[np.bool_]:
+    """``[stop - first]`` of a column of 0 and 1; raises ``UserError`` where it holds something else."""
+    values = np.asarray(file[name][first:stop]).reshape(-1)
+    wrong = (values != 0) & (values != 1)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise UserError(f"{path}, row {first + row}: {name}", values[row].item(), "a flag is 0 or 1, false or true")
+    return values.astype(bool)
 
 
 def _field(name: str) -> str:
@@ -194,13 +221,20 @@ def _require_columns(file: Any, path: Path) -> int:
     for name in REQUIRED:
         if name not in file:
             raise UserError(f"{path}: {name}", "missing", f"it holds {sorted(file)}; a D4RL file has {list(REQUIRED)}")
-    rows = len(file["observations"])
     infos = [f"infos/{name}" for name in file.get("infos", {}) if name.startswith(OWN)]
-    for name in (*REQUIRED, *(n for n in ("timeouts", "next_observations") if n in file), *infos):
+    there = [*REQUIRED, *(n for n in ("timeouts", "next_observations", HAS_ACTION) if n in file), *infos]
+    for name in there:
+        if not getattr(file[name], "shape", ()):
+            kind = "a single number" if hasattr(file[name], "shape") else f"a group of {sorted(file[name])}"
+            raise UserError(f"{path}: {name}", kind, "a column is one array, a row a transition")
+    rows = len(file["observations"])
+    for name in there:
         if len(file[name]) != rows:
             raise UserError(f"{path}: {name}", f"{len(file[name]):,} rows", f"observations has {rows:,}")
         if file[name].dtype.kind not in "fiub":
             raise UserError(f"{path}: {name}", str(file[name].dtype), "a column holds numbers")
+        if name in ONE_A_ROW and file[name].shape not in ((rows,), (rows, 1)):
+            raise UserError(f"{path}: {name}", f"shape {file[name].shape}", f"one number a row: give shape ({rows},)")
     if not rows:
         raise UserError(f"{path}: observations", "no rows", "there is nothing in this file")
     if "next_observations" in file and file["next_observations"].shape != file["observations"].shape:

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from envs.errors import UserError
+from mbrl.data.buffer import ReplayBuffer
 from mbrl.data.transitions import Transitions
 
 HAS_ACTION, VARIANCE = "has_action", "action_variance"
@@ -22,6 +23,17 @@ class Labeller(Protocol):
 
     def predict(self, data: Transitions) -> tuple[Tensor, Tensor]:
         """Actions ``[N, A]`` and their variance ``[N]``."""
+
+
+def need_actions(data: ReplayBuffer, who: str) -> None:
+    """Raise ``UserError`` where a row of ``data`` has no action: ``who`` learns from actions."""
+    known = data.columns.get(f"extra.{HAS_ACTION}")
+    if known is None or bool(known.all()):
+        return
+    lacking = (known.reshape(-1) == 0).nonzero()[:, 0]
+    seen = f"{len(lacking):,} of {len(data):,} rows have none, the first is row {int(lacking[0])}"
+    fix = f"{who} learns from every row's action; the recipe ss-orl predicts those that are missing, or leave them out"
+    raise UserError(f"--data: {HAS_ACTION}", seen, fix)
 
 
 def labelled_by_quality(data: Transitions, share: float, lowest: float, generator: Generator) -> Tensor:

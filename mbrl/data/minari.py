@@ -27,6 +27,7 @@ from envs.boundary import BoundaryEnv
 from envs.errors import UserError
 from envs.spec import EnvSpec
 from mbrl.data.buffer import flatten, unflatten
+from mbrl.data.labels import HAS_ACTION
 from mbrl.data.native import Units, as_float32, build_env
 from mbrl.data.offline import SLACK, About, Dataset, Kind, check_rows, read_json, register_kind, told, written_aside
 from mbrl.data.order import grouped, run_ends
@@ -139,7 +140,8 @@ class MinariFolder(Dataset):
         """The action to the bit where it was written; else clipped. Returns how many rows were out of bounds."""
         raw = columns["action"]
         if "action" in own:
-            if not np.allclose(own["action"], raw, atol=SLACK):
+            known = own.get(f"extra.{HAS_ACTION}", np.ones(len(raw))).astype(bool)
+            if not np.allclose(own["action"][known], raw[known], atol=SLACK, equal_nan=True):
                 fix = "the two columns of actions, the environment's and the platform's, do not agree"
                 raise UserError(f"{self.path}, {place}actions", "changed", fix)
             return 0
@@ -185,7 +187,13 @@ def _open_storage(data: Path, metadata: Mapping[str, Any]) -> Any:
     from minari.dataset._storages import get_minari_storage
     from minari.serialization import deserialize_space
 
-    spaces = (deserialize_space(metadata[name]) for name in ("observation_space", "action_space"))
+    if metadata["data_format"] not in FORMATS:
+        fix = f"this format is not known here; give one of {', '.join(FORMATS)}"
+        raise UserError(f"{data / METADATA}: data_format", metadata["data_format"], fix, FORMATS)
+    spaces = []
+    for name in ("observation_space", "action_space"):
+        with _damage(f"{data / METADATA}: {name}"):
+            spaces.append(deserialize_space(metadata[name]))
     jpeg = bool(metadata.get("jpeg_encoding", True))
     return get_minari_storage(metadata["data_format"])(data, *spaces, jpeg_encoding=jpeg)
 
@@ -250,7 +258,7 @@ def write_minari(
     about = about or About()
     if data_format not in FORMATS:
         raise UserError("data_format", data_format, f"give one of {', '.join(FORMATS)}", FORMATS)
-    folder = _folder_of(id, local_root() if root is None else root)
+    folder = _folder_of(id, local_root() if root is None else Path(os.path.expanduser(root)).resolve())
     check_rows(rows, id)
     rows = grouped(rows)
     units, env_spec = _spaces_of(rows, about, id, named)
@@ -367,7 +375,7 @@ def _described(env: BoundaryEnv) -> dict[str, str]:
 def local_root() -> Path:
     """Where Minari keeps datasets on this machine; nothing is made there."""
     told_root = os.environ.get("MINARI_DATASETS_PATH")
-    return Path(told_root) if told_root else Path.home() / ".minari" / "datasets"
+    return Path(os.path.expanduser(told_root)).absolute() if told_root else Path.home() / ".minari" / "datasets"
 
 
 def local_path(id: str) -> Path | None:
@@ -379,7 +387,8 @@ def local_path(id: str) -> Path | None:
 def local_ids() -> list[str]:
     """Ids of the datasets on this machine."""
     root = local_root()
-    return sorted(str(path.parent.parent.relative_to(root)) for path in root.glob(f"**/data/{METADATA}"))
+    found = (path.parent.parent.relative_to(root) for path in root.glob(f"**/data/{METADATA}"))
+    return sorted(str(id) for id in found if not id.name.startswith("."))  # what a killed process left
 
 
 def _folder_of(id: str, root: Path) -> Path:

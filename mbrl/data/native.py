@@ -107,22 +107,23 @@ class Units:
         return as_float32(scaled)
 
     def _one_hot(self, actions: NDArray[Any], place: str) -> Floats:
-        index = actions - self._start
+        index = actions - self.start
         wrong = ~((index >= 0) & (index < self.action.size) & (index == np.floor(index)))
         if wrong.any():
             row = int(wrong.argmax())
-            fix = f"give a whole number from {self._start} to {self._start + self.action.size - 1}"
+            fix = f"give a whole number from {self.start} to {self.start + self.action.size - 1}"
             raise UserError(f"{self.where}: {place}, row {row}", actions[row].item(), fix)
         return np.eye(self.action.size, dtype=np.float32)[index.astype(np.int64)]
 
     @property
-    def _start(self) -> int:
+    def start(self) -> int:
+        """The lowest index of a discrete action."""
         return int(self.action_space.start) if isinstance(self.action_space, spaces.Discrete) else 0
 
     def to_native(self, actions: Floats) -> NDArray[Any]:
         """Actions ``[T, A]`` as the environment received them: :class:`envs.spaces.ActionScaling`, row by row."""
         if self.action.discrete:
-            return np.asarray(actions.argmax(-1) + self._start, dtype=np.int64)
+            return np.asarray(actions.argmax(-1) + self.start, dtype=np.int64)
         scaled = self._low + (np.clip(actions.astype(np.float64), -1.0, 1.0) + 1.0) * self._half
         return scaled.reshape(len(actions), *(self.action_space.shape or ())).astype(self.action_space.dtype)
 

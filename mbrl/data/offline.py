@@ -7,13 +7,15 @@ buffer whose rows stay on the disk).
 
 from __future__ import annotations
 
+import glob
 import json
+import math
 import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from torch import Tensor
 from envs.errors import UserError
 from envs.spec import EnvSpec
 from mbrl.data.buffer import DTYPES, ReplayBuffer
+from mbrl.data.labels import HAS_ACTION
 from mbrl.data.native import build_env
 from mbrl.data.transitions import Transitions
 
@@ -31,6 +34,7 @@ BATCH = 65_536
 ABOUT = "dataset.json"
 PHYSICAL = ("id", "params", "kwargs", "action_repeat")
 """What of an environment decides its transitions"""
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz")
 SLACK = 1e-5
 """How far beyond [-1, 1] rounding may carry an action"""
 
@@ -48,6 +52,13 @@ class About:
     versions: Mapping[str, Any] = field(default_factory=dict)
     """Packages that made it"""
     description: str = ""
+    own_env: Mapping[str, Any] | None = None
+    """What the file calls its environment, where the user named one instead; not written"""
+
+    def __post_init__(self) -> None:
+        if self.references is not None and not -math.inf < self.references[0] < self.references[1] < math.inf:
+            fix = "a random policy's return comes first and is below the expert's, both finite; correct or remove them"
+            raise UserError("references", self.references, fix)
 
     def score(self, returns: Tensor) -> Tensor:
         """Returns as per cent of the way from the random to the expert policy; needs ``references``."""
@@ -57,7 +68,7 @@ class About:
         return 100.0 * (returns - low) / (high - low)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "own_env"}
 
     @classmethod
     def from_json(cls, values: Any, where: str) -> About:
@@ -71,6 +82,8 @@ class About:
                 versions=dict(values.get("versions") or {}),
                 description=str(values.get("description") or ""),
             )
+        except UserError as error:
+            raise error.within(where) from error
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise UserError(where, f"{type(error).__name__}: {error}", "its description is damaged") from error
 
@@ -179,15 +192,32 @@ class Dataset(ABC):
 def check_rows(rows: Transitions, where: Path | str, first: int = 0) -> None:
     """Refuse NaN, infinity and actions out of bounds; ``first`` is the number of the first row.
 
+    Where the extra column ``has_action`` is 0, there is no action, and whatever stands in its place is not looked at.
+
     Raises:
         UserError: naming the first such row and its field.
     """
-    for name in ("obs", "action", "reward", "next_obs"):
+    known = _known(rows, where, first)
+    for name in ("obs", "reward", "next_obs"):
         column = getattr(rows, name)
         fix = "a value must be finite; remove the row, or mend what made it"
         _refuse(~column.isfinite(), column, name, rows, where, first, fix)
+    fix = f"a value must be finite; remove the row, or where its action is not known set {HAS_ACTION} to 0"
+    _refuse(~rows.action.isfinite() & known, rows.action, "action", rows, where, first, fix)
     fix = "actions lie in [-1, 1] here; name the environment, whose bounds tell the units"
-    _refuse(rows.action.abs() > 1.0 + SLACK, rows.action, "action", rows, where, first, fix)
+    _refuse((rows.action.abs() > 1.0 + SLACK) & known, rows.action, "action", rows, where, first, fix)
+
+
+def _known(rows: Transitions, where: Path | str, first: int) -> Tensor:
+    """``[N, 1]`` which rows have an action."""
+    column = rows.extra.get(HAS_ACTION)
+    if column is None:
+        return torch.ones(len(rows), 1, dtype=torch.bool)
+    if column.dim() > 1:
+        raise UserError(f"{where}: {HAS_ACTION}", f"shape {tuple(column.shape)}", "give one number a row")
+    fix = "give 1 for a row that has an action, 0 for one that has none"
+    _refuse((column != 0) & (column != 1), column, HAS_ACTION, rows, where, first, fix)
+    return column.bool()[:, None]
 
 
 def _refuse(bad: Tensor, column: Tensor, name: str, rows: Transitions, where: Path | str, first: int, fix: str) -> None:
@@ -351,12 +381,14 @@ def open_dataset(where: Path | str, env: Mapping[str, Any] | str | None = None) 
     from mbrl.data import d4rl, minari  # noqa: F401 (they register themselves; their libraries are imported when used)
 
     told_env = {"id": env} if isinstance(env, str) else env
-    path = Path(where)
+    path = Path(os.path.expanduser(where))
     if not path.exists() and (found := minari.local_path(str(where))) is not None:
         path = found
     for kind in _KINDS.values():
         if kind.recognises(path):
             return kind.open(path, told_env)
+    if path.is_file() and path.suffix in PACKED:
+        raise UserError("--data", str(where), "this file is packed: unpack it first")
     known = "; ".join(kind.described for kind in _KINDS.values())
     raise UserError("--data", str(where), f"give one of these: {known}.", [*minari.local_ids(), *_neighbours(path)])
 
@@ -371,7 +403,7 @@ def told(about: About, env: Mapping[str, Any] | None) -> tuple[About, bool]:
     """``about`` with the environment that the user named, and whether they did."""
     if env is None:
         return about, False
-    return About(dict(env), about.references, about.policy, about.versions, about.description), True
+    return replace(about, env=dict(env), own_env=about.env), True
 
 
 def read_json(path: Path) -> Any:
@@ -392,6 +424,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(str(path), "there already", "name a place where nothing is")
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _clear_leftovers(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
@@ -402,9 +435,31 @@ def written_aside(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(str(path), error.strerror or str(error), "check the place and the space there") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        if aside.is_file():
-            aside.unlink()
+        _remove(aside)
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Remove what processes left that were killed while they wrote to ``path``."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        number = left.name.split(".")[-2]
+        if number.isdigit() and not _is_running(int(number)):
+            _remove(left)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    if path.is_file():
+        path.unlink()
 
 
 register_kind(

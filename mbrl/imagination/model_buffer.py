@@ -133,6 +133,7 @@ def mixed_batches(
     The first ``real_ratio * batch_size`` rows of every batch, rounded down as in MBPO's published code, are real, the
     rest imagined; all are real while nothing has been imagined. One gather a source serves all batches. Only the
     columns that learning needs come along, and the ``extra`` ones asked for by name, which both sources must hold.
+    Batches lie on the generator's device, wherever the buffers do: a dataset may stay in main memory.
 
     Raises:
         UserError: a ratio outside [0, 1], counts below 1, an empty real buffer, a missing extra column.
@@ -162,5 +163,5 @@ def _gather(
     where = buffer.sample_ids(updates * count, generator) % buffer.capacity
     if missing := [name for name in names if name not in buffer.columns]:
         raise UserError("column", missing[0].removeprefix("extra."), "a buffer does not hold it", buffer.extra)
-    columns = {name: buffer.columns[name].index_select(0, where) for name in names}
+    columns = {name: buffer.columns[name].index_select(0, where).to(generator.device) for name in names}
     return {name: column.unflatten(0, (updates, count)) for name, column in columns.items()}

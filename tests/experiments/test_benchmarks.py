@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from experiments.benchmarks import _floor, _timing, fit, imagine, update
+from experiments.benchmarks import _floor, _timing, fit, imagine, offline_update, update
 from experiments.benchmarks._mbpo_step import PARTS
 from experiments.benchmarks._reference import PlainEnsemble
 from experiments.cli import main
@@ -19,6 +19,7 @@ from mbrl.fitting import Fitter
 from mbrl.models.base import State
 from mbrl.models.bound_ensemble import CHUNK_ROWS
 
+MODEL_BASED = {"mopo", "mobile", "ravl", "combo", "rambo"}
 SIZES = fit.Sizes("Pendulum-v1", members=3, layers=2, hidden=16, batch=32, updates=5)
 
 
@@ -63,6 +64,30 @@ def test_bench_update(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert 0.8 * step["whole"] < sum(step.values()) - step["whole"] <= 1.001 * step["whole"]
     assert size["cases"]["eager"]["updates_per_second"] > 0
     assert "2x8, batch 16: eager" in text
+
+
+def test_bench_offline_update(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every learner is there, at the online one's sizes; what is done between rounds counts where there is any."""
+    record, text = written(tmp_path, "offline-update", capsys)
+    found = record["found"]["learners"]
+    assert set(found) == {offline_update.ONLINE, *offline_update.RECIPES}
+    assert found[offline_update.ONLINE]["of_online"] == 1.0
+    assert {name for name, case in found.items() if case["whole_ms"] > case["update_ms"]} == MODEL_BASED
+    assert "Pendulum-v1, 2x8, batch 16" in text
+
+
+def test_offline_learners_are_as_wide_as_the_online_one() -> None:
+    sizes, spec = offline_update.QUICK, offline_update.env_spec("Pendulum-v1")
+    data = offline_update.dataset(spec, sizes, 0)
+    wide = len(offline_update.ActorCritic(spec, hidden=8).vectors["policy"])
+    for name in ("cql", "edac", "mopo"):
+        agent = offline_update.offline(name, spec, data, sizes, True, 0)
+        assert (len(agent.learner.vectors["policy"]), agent.batch_size) == (wide, 16)  # type: ignore[attr-defined]
+
+
+def test_what_is_no_offline_recipe_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "offline-update", "--quick", "--recipes", "mopp"]) == 2
+    assert "Did you mean mopo" in capsys.readouterr().err
 
 
 def test_both_learners_have_as_many_parameters() -> None:

@@ -197,7 +197,7 @@ def test_the_model_comes_along_where_it_fits(workplace: Path) -> None:
         (online("--env=mbrl/CartPoleSwingUp-v0"), "another environment's"),
         (online("--data=set"), "leave --data out"),
         (online(recipe="random"), "cannot continue a run"),
-        (online(recipe="sb3-sac"), "cannot continue a run"),
+        (online(recipe="sb3-sac"), "another library's, in which weights learned here have no place; sac-fast"),
         (online(recipe="toy.yaml"), "name it with --data"),
         (["train", "online.yaml", "--from=set"], "not a run directory"),
     ],
@@ -224,3 +224,26 @@ def test_only_runs_that_learned_from_data_are_continued(workplace: Path, capsys:
     assert main(["train", "online.yaml", "--env=Pendulum-v1", "--steps=0", "--quiet", "--out=fresh"]) == 0
     assert main(["train", "online.yaml", "--from=fresh", "--quiet"]) == 2
     assert "did not learn from a dataset" in capsys.readouterr().err
+
+
+AVERAGE = "[{class_path: PolicyAverage, init_args: {decay: 0.9}}]"
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_averages_are_taken_over_by_an_agent_that_has_the_same(same: bool, workplace: Path) -> None:
+    shutil.rmtree("off")
+    averaging = f"--agent.learner.callbacks={AVERAGE}"
+    command = ["train", "toy.yaml", "--data=set", "--quiet", "--out=off", "--seed=1", "--steps=20", averaging]
+    assert main(command) == 0
+    callbacks = [{"class_path": "PolicyAverage", "init_args": {"decay": 0.9 if same else 0.8}}]
+    session = began(("agent.learner.callbacks", callbacks))
+    assert isinstance(session.agent, OffPolicyAgent)
+    learned = state_of(workplace / "off")["agent"]["learner"]["callbacks"][0]
+    (own,) = session.agent.learner.state_dict()["callbacks"]
+    assert (own["vector"] is not None) == same
+    assert own["weight"] == (learned["weight"] if same else 0.0)
+    session.close()
+    plain = began()
+    assert isinstance(plain.agent, OffPolicyAgent)
+    assert plain.agent.learner.updates == 20
+    plain.close()

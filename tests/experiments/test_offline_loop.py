@@ -199,7 +199,8 @@ def test_an_environment_named_by_the_user_goes_first(workplace: Path, capsys: py
         (["train", "toy.yaml", "--data=sett"], "Did you mean set"),
         (["train", "toy.yaml", "--data=nameless"], "give --env ID"),
         (["train", "toy.yaml", "--data=set", "--env=tasks:pendulum-five"], "leave --data and --from out"),
-        (["train", "toy.yaml", "--data=set", "--data=broken"], "NaN"),
+        (["train", "toy.yaml", "--data=broken"], "NaN"),
+        (["train", "toy.yaml", "--data=set", "--data=broken"], "given twice"),
     ],
 )
 def test_what_cannot_be_is_refused_and_leaves_nothing(

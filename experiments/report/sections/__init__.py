@@ -15,6 +15,7 @@ from experiments.report.sections.configuration import configuration
 from experiments.report.sections.continual import continual
 from experiments.report.sections.cost import cost
 from experiments.report.sections.curves import curves
+from experiments.report.sections.data import data
 from experiments.report.sections.environments import environments
 from experiments.report.sections.failures import failures
 from experiments.report.sections.improvement import improvement
@@ -26,6 +27,7 @@ from experiments.report.sections.summary import summary
 SECTIONS: tuple[Callable[[Comparison], Section | None], ...] = (
     summary,
     curves,
+    data,
     continual,
     aggregates,
     improvement,

@@ -9,7 +9,7 @@ from typing import Literal
 
 from experiments.report.comparison import Comparison
 from experiments.report.permutation import LEVEL, Significance, holm, permutation_test
-from experiments.report.sections._shared import finished, finished_agents, last_returns
+from experiments.report.sections._shared import alike, finished, finished_agents, last_returns
 from experiments.report.statistics import FEWEST_RUNS, Estimate, probability_of_improvement
 
 Verdict = Literal["first", "second", "no difference", "too few runs"]
@@ -67,12 +67,15 @@ def below(p: float) -> bool:
 
 
 def pairs(comparison: Comparison) -> list[Pair]:
-    """All pairs of agents with finished runs on the same environment, in the comparison's order.
+    """All pairs of like agents with finished runs on the same environment, in the comparison's order.
+
+    An agent that learned from data alone is no rival of one that acted: neither had what the other one had.
 
     Environments where either has fewer than three are left out, if there are others: they would allow no interval.
     """
     found = []
-    for first, second in combinations(comparison.agents, 2):
+    groups = alike(comparison, comparison.agents).values()
+    for first, second in (pair for pair in combinations(comparison.agents, 2) if any({*pair} <= {*g} for g in groups)):
         envs = tuple(env for env in comparison.envs if {first, second} <= set(finished_agents(comparison, env)))
         if envs:
             enough = tuple(env for env in envs if min(_runs(comparison, (first, second), env)) >= FEWEST_RUNS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -46,6 +46,53 @@ def last_returns(comparison: Comparison, agent: str, envs: Iterable[str], normal
         scores = comparison.scores(agent)
         return [scores[env] for env in envs]
     return [np.array([run.last for run in finished(comparison, agent, env)], dtype=np.float64) for env in envs]
+
+
+def learned(comparison: Comparison) -> bool:
+    """Whether some run learned from data, so that env steps alone do not say what agents had."""
+    return any(run.data is not None or run.offline for run in comparison.runs)
+
+
+def offline(comparison: Comparison, agent: str) -> bool:
+    """Whether an agent learned from data alone: none of its runs acted to learn."""
+    runs = [run for run in comparison.runs if run.agent == agent]
+    return bool(runs) and all(run.offline for run in runs)
+
+
+def alike(comparison: Comparison, agents: Sequence[str]) -> dict[str, list[str]]:
+    """The agents that may be compared with one another: those that acted, and those that learned from data alone.
+
+    Keys end names of files: one empty key where all are of one kind.
+    """
+    groups = {"acted": [a for a in agents if not offline(comparison, a)]}
+    groups["from-data"] = [a for a in agents if offline(comparison, a)]
+    return groups if all(groups.values()) else {"": list(agents)}
+
+
+KINDS: Mapping[str, str] = {"acted": "Acted in the environment", "from-data": "Learned from data alone"}
+"""What agents of a group have in common, in words"""
+
+
+def used(runs: Iterable[Run]) -> list[str | int | None]:
+    """How many env steps and how many rows of data runs had at their last evaluation; None where that is not known."""
+    ended = [run for run in runs if run.evaluations]
+    return [_one([run.evaluations[-1].env_steps for run in ended]), _one([_rows_of_data(run) for run in ended])]
+
+
+def _rows_of_data(run: Run) -> int | None:
+    if run.data is not None:
+        return run.data.rows
+    return None if run.offline or run.start_from is not None else 0
+
+
+def _one(counts: Sequence[int | None]) -> str | int | None:
+    known = [count for count in counts if count is not None]
+    if not known or len(known) < len(counts):
+        return None
+    return known[0] if len({*known}) == 1 else spread(known)
+
+
+USED = ("env steps", "rows of data")
 
 
 def listing(words: Iterable[str]) -> str:

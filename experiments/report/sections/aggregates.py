@@ -8,7 +8,20 @@ from experiments.pages.parts import Figure, Notice, Part, Section, Table, Text
 from experiments.report import figures
 from experiments.report.comparison import Comparison
 from experiments.report.figures import Row
-from experiments.report.sections._shared import finished_agents, last_returns, listing, number, own_scale, seeds
+from experiments.report.sections._shared import (
+    KINDS,
+    USED,
+    alike,
+    finished,
+    finished_agents,
+    last_returns,
+    learned,
+    listing,
+    number,
+    own_scale,
+    seeds,
+    used,
+)
 from experiments.report.statistics import AGGREGATES, Estimate, caution, estimate
 
 WHAT = {
@@ -39,9 +52,11 @@ def aggregates(comparison: Comparison) -> Section | None:
     if left := [agent for agent in comparison.agents if agent not in agents]:
         text = f"Left out, since without a finished run on some of {listing(envs)}: {listing(left)}."
         parts.append(Notice(text, "warning"))
+    for kind, members in (alike(comparison, agents) if agents else {}).items():
+        found = _estimates(comparison, envs, members)
+        parts += [Text(f"{KINDS[kind]}: {listing(members)}.")] if kind else []
+        parts += [*_figures(comparison, found, kind), _table(comparison, found, kind)]
     if agents:
-        found = _estimates(comparison, envs, agents)
-        parts += [*_figures(comparison, found), _table(found)]
         parts += [Notice(own)] if (own := own_scale(comparison, envs)) else []
         parts.append(Text(caution(min(len(scores) for a in agents for scores in last_returns(comparison, a, envs)))))
     return Section("aggregates", "Over all environments", lead, [*parts, _references(comparison, envs)])
@@ -58,27 +73,35 @@ def _estimates(comparison: Comparison, envs: Sequence[str], agents: Sequence[str
     }
 
 
-def _figures(comparison: Comparison, found: Found) -> list[Figure]:
+def _figures(comparison: Comparison, found: Found, kind: str) -> list[Figure]:
     looks, drawn = figures.styles(comparison.agents), []
     for name, by_agent in found.items():
         rows = [Row(agent, (agent,), value.value, value.low, value.high) for agent, value in by_agent.items()]
         figure = figures.interval_rows(name, "normalised return", rows, looks)
         said = "; ".join(f"{row.label}: {number(row.value)}" for row in rows)
-        drawn.append(Figure(f"aggregate-{name.replace(' ', '-')}", figure, WHAT[name], f"{name} by agent. {said}."))
+        file = "-".join(filter(None, ["aggregate", name.replace(" ", "-"), kind]))
+        drawn.append(Figure(file, figure, WHAT[name], f"{name} by agent. {said}."))
     return drawn
 
 
-def _table(found: Found) -> Table:
-    columns, agents = ["agent"], list(next(iter(found.values())))
+def _table(comparison: Comparison, found: Found, kind: str) -> Table:
+    had = learned(comparison)
+    columns, agents = ["agent", *(USED if had else ())], list(next(iter(found.values())))
     for name in found:
         columns += [name, f"{name}, 95 % interval"]
     rows = []
     for agent in agents:
-        row: list[str | float | None] = [agent]
+        row: list[str | float | None] = [agent, *(_used(comparison, agent) if had else ())]
         for by_agent in found.values():
             row += [round(by_agent[agent].value, 6), interval(by_agent[agent])]
         rows.append(row)
-    return Table("aggregates", columns, rows, "Aggregates of normalised returns at the last evaluation", digits=3)
+    caption = "Aggregates of normalised returns at the last evaluation"
+    caption += f"; {KINDS[kind].lower()}" if kind else ""
+    return Table("-".join(filter(None, ["aggregates", kind])), columns, rows, caption, digits=3)
+
+
+def _used(comparison: Comparison, agent: str) -> list[str | int | None]:
+    return used(run for env in comparison.envs for run in finished(comparison, agent, env))
 
 
 def interval(value: Estimate) -> str | None:

@@ -38,7 +38,7 @@ def _set(settings: SuiteSettings) -> Iterator[tuple[str, str, str]]:
         yield from _rows(f"environment {env}", {**steps, **of_env.set})
     for agent, of_agent in settings.agents.items():
         recipe = {} if of_agent.recipe is None else {"recipe": of_agent.recipe}
-        yield from _rows(f"agent {agent}", {**recipe, **of_agent.set})
+        yield from _rows(f"agent {agent}", {**recipe, **of_agent.begins, **of_agent.set})
 
 
 def _rows(whose: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -7,7 +7,7 @@ from statistics import mean, median
 
 from experiments.pages.parts import Section, Table
 from experiments.report.comparison import Comparison, Run
-from experiments.report.sections._shared import finished
+from experiments.report.sections._shared import finished, listing
 
 ENOUGH = 0.9
 """Normalised return whose first reaching is timed."""
@@ -35,6 +35,8 @@ def cost(comparison: Comparison) -> Section | None:
             f" Seconds to {ENOUGH}: training seconds until an evaluation first reached that normalised return, the"
             " median of the seeds that did."
         )
+    if begun := list(dict.fromkeys(run.agent for run in comparison.runs if run.start_from is not None)):
+        lead += f" What {listing(begun)} took does not count the run that was continued."
     table = Table("cost", ["environment", "agent", *known], cells, "Cost by environment and agent", digits=3)
     return Section("cost", "Cost", lead, [table])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +12,17 @@ from experiments.pages.parts import Choice, Figure, Part, Section, Table
 from experiments.report import figures
 from experiments.report.comparison import Axis, Comparison, Evaluation, Run
 from experiments.report.figures import Style
-from experiments.report.sections._shared import evaluated, listing, number, plural, seeds, shown_agents, slug, spread
+from experiments.report.sections._shared import (
+    evaluated,
+    learned,
+    listing,
+    number,
+    plural,
+    seeds,
+    shown_agents,
+    slug,
+    spread,
+)
 from experiments.report.statistics import FEWEST_RUNS, Band, align, learning_curve
 
 AXES: dict[Axis, str] = {"env_steps": "env steps", "updates": "updates", "seconds": "training seconds"}
@@ -30,7 +41,9 @@ def curves(comparison: Comparison) -> Section | None:
 def _datasets(comparison: Comparison) -> Table:
     """The returns of datasets, which the figures show as dotted lines."""
     rows = [(env, name, value) for env, given in comparison.datasets.items() for name, value in given.items()]
-    caption = "Returns of datasets, as the suite gives them; nothing here was measured or learned from"
+    caption = "Returns of datasets, as the suite gives them"
+    if not learned(comparison):
+        caption += "; nothing here was measured or learned from"
     return Table("datasets", ["environment", "dataset", "return"], rows, caption)
 
 
@@ -51,22 +64,51 @@ def _axes(comparison: Comparison) -> list[Axis]:
 
 
 def _figures(comparison: Comparison, axis: Axis) -> list[Part]:
-    return [_figure(comparison, env, axis) for env in comparison.envs if shown_agents(comparison, env)]
+    """One an environment; beside it, one of those that do not move along env steps over their own."""
+    drawn: list[Part] = []
+    for env in comparison.envs:
+        agents = shown_agents(comparison, env)
+        drawn += [_figure(comparison, env, axis, agents)] if agents else []
+        if axis == "env_steps" and (still := _still(_runs(comparison, env, agents), axis)):
+            drawn.append(_figure(comparison, env, "updates", still, "from-data"))
+    return drawn
 
 
-def _figure(comparison: Comparison, env: str, axis: Axis) -> Figure:
-    looks, agents = figures.styles(comparison.agents), shown_agents(comparison, env)
-    figure, axes = figures.new(env, AXES[axis], "return")
+def _runs(comparison: Comparison, env: str, agents: Sequence[str]) -> dict[str, list[Run]]:
+    return {agent: [_whole(run) for run in evaluated(comparison, agent, env)] for agent in agents}
+
+
+def _whole(run: Run) -> Run:
+    """A run with what it inherited as its first evaluation, before its first step."""
+    if run.inherited is None:
+        return run
+    begin = replace(run.inherited, env_steps=0, updates=0, seconds=0.0)
+    return replace(run, evaluations=(begin, *run.evaluations))
+
+
+def _figure(comparison: Comparison, env: str, axis: Axis, agents: Sequence[str], kind: str = "") -> Figure:
+    looks, over = figures.styles(comparison.agents), "gradient steps" if kind else AXES[axis]
+    figure, axes = figures.new(f"{env}, from data alone" if kind else env, over, "return")
     for name, value in comparison.datasets.get(env, {}).items():
         figures.landmark(axes, value, f"dataset {name}")
-    runs = {agent: evaluated(comparison, agent, env) for agent in agents}
+    runs = _runs(comparison, env, agents)
     still, short = _still(runs, axis), []
     for agent, own in runs.items():
         short += _draw(axes, agent, looks[agent], own, axis, agent in still)
     axes.set_xlim(left=0)
-    figures.legend(figure, looks, agents)
-    caption = _caption(env, axis, short, still, comparison.datasets.get(env, {}))
-    return Figure(f"curves-{slug(env)}-{axis}", figure, caption, _alt(env, runs))
+    figures.legend(figure, looks, agents, still)
+    caption = _caption(env, over, short, still, comparison.datasets.get(env, {})) + _begun(runs, over)
+    return Figure(f"curves-{slug(env)}-{kind or axis}", figure, caption, _alt(env, runs))
+
+
+def _begun(runs: Mapping[str, Sequence[Run]], over: str) -> str:
+    """Where the curves of agents that continue a run begin."""
+    found = {agent: own[0] for agent, own in runs.items() if any(run.inherited is not None for run in own)}
+    return "".join(
+        f" {agent} goes on from {run.earlier}: its point at 0 is that run's last evaluation; the data and the {over} of"
+        " that run do not count here."
+        for agent, run in found.items()
+    )
 
 
 def _still(runs: Mapping[str, Sequence[Run]], axis: Axis) -> list[str]:
@@ -118,13 +160,13 @@ def _points(evaluations: Sequence[Evaluation], axis: Axis) -> tuple[list[float],
     return [float(getattr(point, axis)) for point in evaluations], [point.mean for point in evaluations]
 
 
-def _caption(env: str, axis: Axis, short: Sequence[Run], still: Sequence[str], datasets: Mapping[str, float]) -> str:
-    text = f"Return on {env} over {AXES[axis]}."
+def _caption(env: str, over: str, short: Sequence[Run], still: Sequence[str], datasets: Mapping[str, float]) -> str:
+    text = f"Return on {env} over {over}."
     if datasets:
         given = listing(f"{name} at {number(value)}" for name, value in datasets.items())
         text += f" Dotted across, as given in the suite: the return of dataset{'s' * (len(datasets) > 1)} {given}."
     if still:
-        text += f" Dashed across: the last evaluation of {listing(still)}, which took no {AXES[axis]}."
+        text += f" Dashed across: the last evaluation of {listing(still)}, which took no {over}."
     if short:
         named = listing(f"{run.agent} seed {run.seed} ({run.state})" for run in short)
         text += f" {plural(len(short), 'run')} not finished, drawn thin and not averaged: {named}."

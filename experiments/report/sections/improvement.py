@@ -8,7 +8,7 @@ from experiments.report.comparison import Comparison
 from experiments.report.figures import Row
 from experiments.report.permutation import LEVEL
 from experiments.report.sections._pairs import EVEN, Pair, pairs
-from experiments.report.sections._shared import number, plural
+from experiments.report.sections._shared import alike, number, plural
 
 CORRECTED = "p, corrected for all pairs"
 
@@ -24,6 +24,8 @@ def improvement(comparison: Comparison) -> Section | None:
         " coin toss. The intervals (95 %, bootstrap over seeds) describe these runs; they are too short where seeds"
         " are few, so they decide nothing."
     )
+    if len(alike(comparison, comparison.agents)) > 1:
+        lead += " Agents that learned from data alone are paired with one another only, and so are those that acted."
     parts: list[Part] = [_figure(comparison, every), _table(every), Text(_how(max(pair.judged for pair in every)))]
     return Section("improvement", "Probability of improvement", lead, parts)
 

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.pages.parts import Figure, Section
 from experiments.report import figures
 from experiments.report.comparison import Comparison
-from experiments.report.sections._shared import last_returns, listing, number, own_scale
+from experiments.report.sections._shared import KINDS, alike, last_returns, listing, number, own_scale
 from experiments.report.sections.aggregates import covering
 from experiments.report.statistics import FloatArray, performance_profile
 
@@ -25,13 +25,15 @@ def profiles(comparison: Comparison) -> Section | None:
         "The share of runs, over all environments and seeds, that end above a normalised return. A curve that lies"
         " above another everywhere is better at every level; where curves cross, it depends on what is asked for."
     )
-    return Section("profiles", "Performance profiles", lead, [_figure(comparison, envs, agents)])
+    groups = alike(comparison, agents)
+    drawn = [_figure(comparison, envs, members, kind) for kind, members in groups.items()]
+    return Section("profiles", "Performance profiles", lead, drawn)
 
 
-def _figure(comparison: Comparison, envs: Sequence[str], agents: Sequence[str]) -> Figure:
+def _figure(comparison: Comparison, envs: Sequence[str], agents: Sequence[str], kind: str) -> Figure:
     scores = {agent: last_returns(comparison, agent, envs, normalised=True) for agent in agents}
     looks, taus = figures.styles(comparison.agents), _taus(np.concatenate([np.concatenate(s) for s in scores.values()]))
-    figure, axes = figures.new("", "normalised return", "share of runs above")
+    figure, axes = figures.new(KINDS.get(kind, ""), "normalised return", "share of runs above")
     for agent in agents:
         found = performance_profile(scores[agent], taus)
         xs = taus.tolist()
@@ -43,7 +45,12 @@ def _figure(comparison: Comparison, envs: Sequence[str], agents: Sequence[str]) 
     middle = "; ".join(f"{agent} {number(float(np.mean(np.concatenate(scores[agent]) > 0.5)))}" for agent in agents)
     caption = f"On {listing(envs)}. Bands are pointwise 95 % bootstrap intervals, where there are enough seeds."
     caption = " ".join(filter(None, [caption, own_scale(comparison, envs)]))
-    return Figure("profiles", figure, caption, f"Performance profiles. Share of runs above 0.5: {middle}.")
+    return Figure(
+        "-".join(filter(None, ["profiles", kind])),
+        figure,
+        caption,
+        f"Performance profiles. Share of runs above 0.5: {middle}.",
+    )
 
 
 def _taus(values: FloatArray) -> FloatArray:

@@ -9,7 +9,21 @@ from experiments.pages.parts import Notice, Part, Section, Table, Text
 from experiments.report.comparison import Comparison, Run
 from experiments.report.permutation import LEVEL, fewest_seeds
 from experiments.report.sections._pairs import Pair, of, pairs
-from experiments.report.sections._shared import last_returns, listing, number, own_scale, p_value, plural, seeds, where
+from experiments.report.sections._shared import (
+    KINDS,
+    USED,
+    alike,
+    last_returns,
+    learned,
+    listing,
+    number,
+    own_scale,
+    p_value,
+    plural,
+    seeds,
+    used,
+    where,
+)
 from experiments.report.sections.aggregates import covering, interval
 from experiments.report.statistics import caution, estimate
 
@@ -22,7 +36,7 @@ NAMED = 12
 def summary(comparison: Comparison) -> Section | None:
     """The verdict, its certainty, every run that did not end well, and a row an agent."""
     every, counts = pairs(comparison), seeds(comparison)
-    parts: list[Part] = [*(Text(text) for text in verdict(comparison.agents, every))]
+    parts: list[Part] = [*(Text(text) for text in _verdicts(comparison, every))]
     if counts and len(comparison.agents) > 1:
         parts.append(Notice(f"{_certainty(counts)} {_needed(every)}".strip()))
     parts += [*_bad(comparison), *_dropped(comparison), _table(comparison, every)]
@@ -56,6 +70,35 @@ def _needed(every: Sequence[Pair]) -> str:
     fewest = [f"{plural(fewest_seeds(len(every), n), 'seed')} each on {plural(n, 'environment')}" for n in tasks]
     more = " More pairs need more seeds." if len(every) > 1 else ""
     return f"To tell {judged} apart at all, the test behind the verdicts needs at least {listing(fewest)}.{more}"
+
+
+def _verdicts(comparison: Comparison, every: Sequence[Pair]) -> list[str]:
+    """The verdict; where some agents acted and others learned from data alone, one of each kind."""
+    groups = alike(comparison, comparison.agents)
+    if len(groups) == 1:
+        return [*verdict(comparison.agents, every), *_had_data(comparison)]
+    said = [
+        f"{listing(groups['from-data'])} learned from data alone and took no env step; the others acted. Neither had"
+        " what the other one had, so better and worse are said within each kind only."
+    ]
+    for kind, members in groups.items():
+        if len(members) > 1:
+            first, *rest = verdict(members, [pair for pair in every if pair.first in members])
+            said += [f"{KINDS[kind]} ({listing(members)}): {first}", *rest]
+    return [*said, *_had_data(comparison)]
+
+
+def _had_data(comparison: Comparison) -> list[str]:
+    """What agents that continue a run had before they acted."""
+    begun: dict[str, dict[str, None]] = {}
+    for run in comparison.runs:
+        if run.earlier is not None:
+            begun.setdefault(run.agent, {})[run.earlier] = None
+    return [
+        f"{agent} goes on from {listing(earlier)} and its data: what it is ahead of agents that began with nothing is"
+        " the data's merit as well."
+        for agent, earlier in begun.items()
+    ]
 
 
 def verdict(agents: Sequence[str], every: Sequence[Pair]) -> list[str]:
@@ -176,12 +219,14 @@ def _named(runs: Sequence[Run]) -> str:
 def _table(comparison: Comparison, every: Sequence[Pair]) -> Table:
     """How many runs each agent has, its IQM where there are references, and whom it beats."""
     envs, agents = covering(comparison)
-    columns = ["agent", "runs", "finished", "environments", "better than", "worse than"]
+    columns = ["agent", *(USED if learned(comparison) else ()), "runs", "finished", "environments"]
+    columns += ["better than", "worse than"]
     rows: list[list[str | float | int | None]] = []
     for agent in comparison.agents:
         runs = [run for run in comparison.runs if run.agent == agent]
         done = [run for run in runs if run.state == "done"]
-        row: list[str | float | int | None] = [agent, len(runs), len(done), len({run.env for run in done})]
+        had = used(done) if learned(comparison) else []
+        row: list[str | float | int | None] = [agent, *had, len(runs), len(done), len({run.env for run in done})]
         lost = sum(pair.winner not in (agent, None) for pair in of(agent, every))
         row.append(sum(pair.winner == agent for pair in of(agent, every)))
         row.append(lost)

@@ -133,10 +133,32 @@ def test_the_rate_follows_half_a_cosine() -> None:
     assert torch.equal(learner.vectors["policy"], still)
 
 
+def test_a_cosine_over_the_run_asks_how_long_it_is() -> None:
+    """The same rates as with the number itself, from a state that says nothing of it."""
+    rows = random_rows(3, 8)
+    told, counted, other = (Cloning(spec_of(), hidden=4, lr=1e-2, cosine_updates=c) for c in ("run", 6, "run"))
+    with pytest.raises(UserError, match="expect"):
+        told.update(rows, generator())
+    for learner, updates in ((told, 6), (other, 60)):
+        learner.expect(updates)
+    for learner in (told, counted, other):
+        learner.update(rows, generator())
+    assert told.rate("policy") == counted.rate("policy") == pytest.approx(0.5e-2)
+    assert torch.equal(told.vectors["policy"], counted.vectors["policy"])
+    assert not torch.equal(told.vectors["policy"], other.vectors["policy"])
+    resumed = Cloning(spec_of(), hidden=4, lr=1e-2, cosine_updates="run")
+    resumed.load_state_dict(told.state_dict())
+    resumed.expect(6)
+    for learner in (told, resumed):
+        learner.update(rows, generator())
+    assert torch.equal(told.vectors["policy"], resumed.vectors["policy"])
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "sizes": ({"hidden": 0}, "hidden, layers"),
     "rate": ({"lr": 0.0}, "lr"),
     "cosine": ({"cosine_updates": 0}, "cosine_updates"),
+    "cosine word": ({"cosine_updates": "auto"}, "cosine_updates"),
     "deterministic choice": ({"kind": "discrete", "policy": "deterministic"}, "policy"),
     "device": ({"device": "toaster"}, "device"),
 }

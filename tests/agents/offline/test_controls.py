@@ -178,6 +178,7 @@ def test_recipes_learn_from_the_data(name: str) -> None:
     assert isinstance(agent, OfflineAgent)
     agent.seed(0)
     agent.load(pendulum_data.narrow(0))
+    agent.expect(config.steps)
     agent.round_updates = agent.log_every = 2
     before = [tensor.clone() for tensor in tensors(agent.learner.state_dict())]
     report = agent.update(Clock())
@@ -185,7 +186,7 @@ def test_recipes_learn_from_the_data(name: str) -> None:
     assert not all(torch.equal(a, b) for a, b in zip(before, tensors(agent.learner.state_dict()), strict=True))
     if name == "iql":
         assert isinstance(agent.learner, ImplicitQ)
-        assert agent.learner.cosine_updates == config.steps
+        assert (agent.learner.cosine_updates, agent.learner.expected) == ("run", config.steps)
 
 
 # -- Pendulum ----------------------------------------------------------------------------------------------------------

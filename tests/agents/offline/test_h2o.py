@@ -71,13 +71,44 @@ def test_batches_are_half_real_and_only_simulated_rows_are_weighed() -> None:
     assert weight[:, half:].max() <= 2.0
 
 
-def regularizer(q: Tensor, real: Tensor, gap: Tensor, beta: float = 1.0) -> Tensor:
+def test_the_controls_count_simulated_rows_in_full() -> None:
+    agent = made(weigh=False)
+    agent.update(Clock())
+    weighed, seen = agent._weighed(agent.draw(3))
+    assert torch.equal(weighed.extra["sample_weight"], torch.full((3, BATCH), 2.0))
+    assert 0.0 < seen["simulated_weight"] <= 1.0  # what they would weigh is still told
+    assert bool(weighed.extra["log_gap"][:, BATCH // 2 :].any())
+
+
+def test_without_data_the_simulator_is_all_there_is() -> None:
+    """The control learns the same from any data, which the hybrid does not."""
+    learner = partial(LEARNER, terms=[SimulatedValues(0.0)])
+    for use_data in (False, True):
+        agents = [made(learner=learner, use_data=use_data) for _ in range(2)]
+        agents[1].data.columns["reward"] += 100.0
+        for agent in agents:
+            agent.update(Clock())
+        same = torch.equal(*(agent.learner.vectors["critic"] for agent in agents))
+        assert same is not use_data
+    weighed, seen = made_and_updated(use_data=False)
+    assert not bool(weighed.extra["is_real"].any())
+    assert torch.equal(weighed.extra["sample_weight"], torch.ones(3, BATCH))
+    assert seen == {}
+
+
+def made_and_updated(**changes: Any) -> tuple[Any, dict[str, float]]:
+    agent = made(**changes)
+    agent.update(Clock())
+    return agent._weighed(agent.draw(3))
+
+
+def regularizer(q: Tensor, real: Tensor, gap: Tensor, temperature: float = 1.0) -> Tensor:
     def nothing(obs: Tensor, action: Tensor) -> Tensor:
         raise AssertionError
 
     empty = torch.zeros(len(real), 1)
     extra = {"log_gap": gap.log()}
-    return SimulatedValues(beta)(CriticContext(nothing, empty, empty, q, q[0], real=real, extra=extra))
+    return SimulatedValues(1.0, temperature)(CriticContext(nothing, empty, empty, q, q[0], real=real, extra=extra))
 
 
 def test_values_are_pushed_down_where_the_gap_is_and_lifted_on_real_rows() -> None:
@@ -86,6 +117,21 @@ def test_values_are_pushed_down_where_the_gap_is_and_lifted_on_real_rows() -> No
     (push,) = torch.autograd.grad(loss, q)
     assert torch.allclose(push, torch.tensor([-0.5, -0.5, 0.9, 0.1]).expand(2, 4), atol=1e-6)
     assert loss.item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_temperature_reaches_rows_whose_value_is_not_the_highest() -> None:
+    """The second simulated row has the gap and is worth 50 less."""
+    values, real, gap = (
+        torch.tensor([0.0, 0.0, 0.0, -50.0]),
+        torch.tensor([1.0, 1.0, 0.0, 0.0]),
+        torch.tensor([1, 1, 1, 9]),
+    )
+    pushes = []
+    for temperature in (1.0, 1000.0):
+        q = values.expand(2, 4).clone().requires_grad_()
+        pushes.append(torch.autograd.grad(regularizer(q, real, gap, temperature), q)[0][0])
+    assert torch.allclose(pushes[0], torch.tensor([-0.5, -0.5, 1.0, 0.0]), atol=1e-6)
+    assert torch.allclose(pushes[1], torch.tensor([-0.5, -0.5, 0.1, 0.9]), atol=0.01)
 
 
 def test_no_gap_anywhere_is_finite() -> None:
@@ -127,6 +173,8 @@ def test_settings_are_checked() -> None:
         made(simulator={"gravty": 15.0}).update(Clock())
     with pytest.raises(UserError, match="beta"):
         SimulatedValues(-1.0)
+    with pytest.raises(UserError, match="temperature"):
+        SimulatedValues(temperature=0.0)
 
 
 def test_the_recipe_builds_it() -> None:

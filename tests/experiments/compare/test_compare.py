@@ -17,10 +17,11 @@ import pytest
 from envs.errors import UserError
 from experiments.cli import main
 from experiments.compare.fleet import Job, State, failure, run_fleet
+from experiments.compare.jobs import make_jobs
 from experiments.compare.live import Progress, duration, headline, last_record, table
 from experiments.compare.run import compare
 from experiments.compare.status import Status, alone_in
-from experiments.compare.suite import AgentEntry, EnvEntry, Suite, make_jobs, make_suite
+from experiments.compare.suite import AgentEntry, EnvEntry, Suite, make_suite
 from experiments.metrics import comparable, read_records
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 
 from envs.errors import UserError
-from experiments.compare.suite import SUITES, AgentEntry, EnvEntry, list_suites, make_jobs, make_suite, read_suite
+from experiments.compare.jobs import make_jobs
+from experiments.compare.sources import with_sources
+from experiments.compare.suite import SUITES, AgentEntry, EnvEntry, list_suites, make_suite, read_suite
+from mbrl.data.offline import About, save_folder
+from tests.mbrl.data.made import play
 
 GOOD = """
 agents:
@@ -40,6 +44,11 @@ def test_a_suite_is_read_and_written_back_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", list_suites())
 def test_shipped_suites_make_jobs(name: str, tmp_path: Path) -> None:
     suite = read_suite(SUITES / f"{name}.yaml")
+    if any(entry.data for entry in suite.agents.values()):
+        (env,) = suite.envs
+        rows = play(env, episodes=2, limit=20)
+        save_folder([rows], len(rows), tmp_path / "set", About(env={"id": env}))
+        suite = with_sources(suite, [str(tmp_path / "set")], [])
     jobs = make_jobs(suite, tmp_path, ())
     assert len(jobs) == len(suite.agents) * len(suite.envs) * len(suite.seeds)
 

@@ -13,7 +13,7 @@ from envs.errors import UserError
 from experiments import cli
 from experiments.checkpoint import CheckpointStore
 from experiments.cli import main
-from experiments.dataset.collect import LEVELS, Target, Wanted
+from experiments.dataset.collect import LEVELS, UNJUDGED, Target, Wanted
 from experiments.dataset.play import Began, play, some_episodes
 from experiments.dataset.source import Source
 from experiments.run import RunDirectory
@@ -234,6 +234,9 @@ def test_runs_that_cannot_give_it_say_why(
     assert main([*COLLECT, *command, "--format=folder"]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
+    if level == "expert":  # what says nothing of a policy's worth is there all the same, without references
+        told = [collect(tmp_path / "run", level, tmp_path / level, rows=40).about for level in UNJUDGED]
+        assert [(about.references, "without references" in about.description) for about in told] == [(None, True)] * 2
 
 
 def test_a_buffer_whose_first_rows_are_gone_is_no_replay(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:

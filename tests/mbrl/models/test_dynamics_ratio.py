@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -88,6 +88,23 @@ def test_equal_dynamics_have_no_ratio() -> None:
     found = measured(200, swapped=True)
     assert abs(found.high) < 0.5
     assert not is_calibrated(found)
+
+
+def test_a_gap_that_is_small_beside_the_states_is_learned_as_fast(generator: Generator) -> None:
+    """States thirty times as wide and the same shift: shown next states instead of differences, it stays unseen."""
+    real, simulated = (wide(rows(20_000, generator, is_simulated)) for is_simulated in (False, True))
+    torch.manual_seed(0)
+    ratio = DynamicsRatio(SPEC, hidden=32, lr=3e-3)
+    ratio.fit_statistics(real)
+    for _ in range(150):
+        pick = torch.randint(len(real), (2, 256), generator=generator)
+        ratio.update(real[pick[0]], simulated[pick[1]], generator)
+    found = ratio.log_ratio(simulated.obs, simulated.action, simulated.next_obs)
+    assert found[simulated.obs[:, 0] > 30.0].mean() > 2.0  # of about 5
+
+
+def wide(data: Transitions) -> Transitions:
+    return replace(data, obs=30.0 * data.obs, next_obs=30.0 * data.obs + (data.next_obs - data.obs))
 
 
 @pytest.mark.slow
