@@ -1,9 +1,9 @@
 """``mbrl bench semi-supervised``: data of which a tenth has actions, and what predicted ones are worth.
 
 The data is all that a training run on Pendulum stored. Of a tenth of its episodes, drawn from the worst quarter,
-the actions are known; windowed inverse dynamics predict the others, and IQL learns from all rows. Beside it: all actions
-known, and the tenth alone. The same data without the angular velocity shows what the window is for: how much of the
-hidden actions inverse dynamics explain, by window.
+the actions are known; windowed inverse dynamics predict the others, and IQL learns from all rows. Beside it: all
+actions known, and the tenth alone. The same data without the angular velocity shows what the window is for: how much of
+the hidden actions inverse dynamics explain, by window.
 """
 
 from __future__ import annotations
