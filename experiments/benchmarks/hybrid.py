@@ -55,7 +55,7 @@ COURSES: Mapping[str, Course] = {
         {"gravity": 15.0},
         ("h2o", "simulator-only", *OFFLINE, "h2o-no-weights", "h2o-beta-0", "h2o-neither", "real-only"),
         seeds=3,
-        updates=5000,
+        updates=15_000,
         settings={
             "h2o": (*SMALL, AVERAGED, "--agent.ratio.lr=0.003"),
             "cql": (*SMALL, AVERAGED),
