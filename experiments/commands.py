@@ -238,7 +238,7 @@ def diagnose(options: argparse.Namespace, rest: Sequence[str], command: Sequence
 
 def oracle(options: argparse.Namespace, out: Path | None, command: Sequence[str]) -> Path:
     """The page of ``mbrl diagnose RUN --oracle``."""
-    from experiments.diagnosis.oracle import run_oracle
+    from experiments.diagnosis.oracle.run import run_oracle
     from experiments.tree import parse_value
 
     if options.data is not None:

@@ -84,7 +84,7 @@ def test_commands_of_the_semi_supervised_build(name: str, data: Path) -> None:
         assert config.steps == (900 if agent.learns else semi_supervised.LABELS_ONLY)
         made = config.agent(env_spec(config.env.id))
         if isinstance(made, SemiSupervisedAgent):
-            assert (made.share, made.lowest) == (0.1, 0.5)
+            assert (made.share, made.lowest) == (0.1, 0.25 if name == ENV else 0.5)
             assert made.proxies is (label != semi_supervised.ALONE)
             assert made.inverse.window == (int(label[-1]) if label.startswith("window") else 1)
 

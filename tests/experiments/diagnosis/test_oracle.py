@@ -22,15 +22,15 @@ from envs.errors import UserError
 from envs.registry import env_spec
 from experiments.cli import main
 from experiments.config import resolve
-from experiments.diagnosis import oracle_twin
 from experiments.diagnosis.building import build
-from experiments.diagnosis.oracle_evidence import Evidence, measure
-from experiments.diagnosis.oracle_paths import imagined, same_actions, same_states, true_starts
-from experiments.diagnosis.oracle_subject import Training, open_run, whole_returns
-from experiments.diagnosis.oracle_twin import plan_twin, train_twin, twin_config
-from experiments.diagnosis.oracle_values import steps_for, worth
-from experiments.diagnosis.oracle_verdict import Case, model_off, verdict
-from experiments.diagnosis.sections.oracle import sections
+from experiments.diagnosis.oracle import twin as oracle_twin
+from experiments.diagnosis.oracle.evidence import Evidence, measure
+from experiments.diagnosis.oracle.paths import imagined, same_actions, same_states, true_starts
+from experiments.diagnosis.oracle.sections import sections
+from experiments.diagnosis.oracle.subject import Training, open_run, whole_returns
+from experiments.diagnosis.oracle.twin import plan_twin, train_twin, twin_config
+from experiments.diagnosis.oracle.values import steps_for, worth
+from experiments.diagnosis.oracle.verdict import Case, model_off, verdict
 from experiments.diagnosis.verdict import Finding
 from experiments.loops.offline import OfflineLoop
 from experiments.metrics import comparable, read_records
@@ -395,7 +395,7 @@ def workplace(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def plain_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without figures, which take most of a command's time here."""
-    monkeypatch.setattr("experiments.diagnosis.sections.oracle.sections", lambda case: [])
+    monkeypatch.setattr("experiments.diagnosis.oracle.sections.sections", lambda case: [])
 
 
 def records(run: Path) -> list[dict[str, Any]]:

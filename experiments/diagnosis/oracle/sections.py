@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.diagnosis import oracle_verdict as judged
-from experiments.diagnosis.oracle_evidence import Estimate, Evidence, ValuesAt, World
-from experiments.diagnosis.oracle_subject import Training
-from experiments.diagnosis.oracle_verdict import Case, verdict
+from experiments.diagnosis.oracle import verdict as judged
+from experiments.diagnosis.oracle.evidence import Estimate, Evidence, ValuesAt, World
+from experiments.diagnosis.oracle.subject import Training
+from experiments.diagnosis.oracle.verdict import Case, verdict
 from experiments.diagnosis.sections import _drawing as drawing
 from experiments.pages.cells import shown
 from experiments.pages.parts import Figure, Fold, Notice, Part, Section, Table, Text

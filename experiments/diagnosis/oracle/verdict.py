@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from experiments.diagnosis.oracle_evidence import Estimate, Evidence, World
-from experiments.diagnosis.oracle_subject import Training
+from experiments.diagnosis.oracle.evidence import Estimate, Evidence, World
+from experiments.diagnosis.oracle.subject import Training
 from experiments.diagnosis.verdict import Finding
 from experiments.pages.cells import shown
 

@@ -15,8 +15,8 @@ from torch import Generator, Tensor
 
 from agents.offline.model_based import OfflineDynaAgent
 from agents.offline.reach import SHOWN
-from experiments.diagnosis.oracle_paths import RAW, Truth, imagined, same_actions, same_states, seeds, true_starts
-from experiments.diagnosis.oracle_values import physics_at, steps_for, worth
+from experiments.diagnosis.oracle.paths import RAW, Truth, imagined, same_actions, same_states, seeds, true_starts
+from experiments.diagnosis.oracle.values import physics_at, steps_for, worth
 from experiments.loops.offline import attainable
 from mbrl import seeding
 from mbrl.data.transitions import Transitions

@@ -18,7 +18,7 @@ from agents.offline.morec import RewardConsistentAgent
 from envs.errors import UserError
 from experiments.config import Resolved, resolve
 from experiments.diagnosis.building import build
-from experiments.diagnosis.oracle_subject import Subject, Training, read_training
+from experiments.diagnosis.oracle.subject import Subject, Training, read_training
 from experiments.run import RunDirectory, free_path
 from experiments.session import Session
 from experiments.tree import read_yaml

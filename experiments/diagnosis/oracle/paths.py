@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from agents.offline.model_based import Guard, OfflineDynaAgent
 from envs.errors import UserError
-from experiments.diagnosis.oracle_values import physics_at
+from experiments.diagnosis.oracle.values import physics_at
 from mbrl import seeding
 from mbrl.data.transitions import Transitions
 from mbrl.imagination.filters import Drop, Filter, Move

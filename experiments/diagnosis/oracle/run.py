@@ -15,10 +15,10 @@ from typing import Any
 
 from envs.errors import UserError
 from experiments.diagnosis.fit import SUMMARY, plain
-from experiments.diagnosis.oracle_evidence import measure
-from experiments.diagnosis.oracle_subject import open_run, true_dynamics
-from experiments.diagnosis.oracle_twin import TWIN, plan_twin, train_twin
-from experiments.diagnosis.oracle_verdict import Case, difference, verdict
+from experiments.diagnosis.oracle.evidence import measure
+from experiments.diagnosis.oracle.subject import open_run, true_dynamics
+from experiments.diagnosis.oracle.twin import TWIN, plan_twin, train_twin
+from experiments.diagnosis.oracle.verdict import Case, difference, verdict
 from experiments.pages.parts import Page
 
 NUMBERS = "oracle.json"
@@ -77,7 +77,7 @@ def run_oracle(
 
 
 def _write(case: Case, folder: Path) -> Path:
-    from experiments.diagnosis.sections.oracle import sections
+    from experiments.diagnosis.oracle.sections import sections
     from experiments.pages.render import write_page
 
     page = Page("Which hurts: the model or the edge of reach?", f"{case.title} · {case.env}", sections(case))
