@@ -33,7 +33,7 @@ def configured(words: tuple[str, ...]) -> RunConfig:
     return resolve(options.recipe, overrides, options.env, trust=typed_modules(options, overrides)).config
 
 
-def rows(episodes: int = 4, length: int = 30, obs: int = 3) -> Transitions:
+def rows(episodes: int = 24, length: int = 5, obs: int = 3) -> Transitions:
     count, draw = episodes * length, torch.Generator().manual_seed(0)
     seen, after = torch.randn(2, count, obs, generator=draw)
     ids, step = torch.arange(count) // length, torch.arange(count) % length
