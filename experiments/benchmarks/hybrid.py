@@ -38,7 +38,7 @@ AVERAGED = "--agent.learner.callbacks=[{class_path: PolicyAverage, init_args: {d
 """Evaluated with the mean of the policies of the last 1,000 updates or so: single ones come and go."""
 BOUNDED = ("--agent.ratio.lr=0.003", "--agent.ratio.squash=2", "--agent.ratio.noise=0.3")
 """As released: scores are bounded and inputs noisy. Pendulum has no noise of its own, so calibrated discriminators tell
-the two systems apart for certain, and nothing of the simulator is left (returns on data of seed 1: -917, this: -252)."""
+the two systems apart for certain, and nothing of the simulator is left (return on data of seed 1: -917, this: -252)."""
 
 
 @dataclass(frozen=True)
