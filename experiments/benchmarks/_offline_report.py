@@ -119,6 +119,7 @@ def draw(runs: Runs, path: Path) -> None:
     envs = list(dict.fromkeys(run["env"] for run in runs))
     figure = Figure(figsize=(4.2 * max(1, len(envs)), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
+    shown: dict[str, Any] = {}
     for place, env in enumerate(envs):
         axes = figure.add_subplot(1, len(envs), place + 1, title=env, xlabel="gradient steps", ylabel="score")
         for label, colour in COLOURS.items():
@@ -128,8 +129,7 @@ def draw(runs: Runs, path: Path) -> None:
             if curves:
                 steps = [step for step, _ in curves[0]]
                 middle = [mean(values) for values in zip(*([v for _, v in curve] for curve in curves), strict=False)]
-                axes.plot(steps[: len(middle)], middle, color=colour, linewidth=1.8, label=label)
+                (shown[label],) = axes.plot(steps[: len(middle)], middle, color=colour, linewidth=1.8)
         axes.grid(alpha=0.25)
-        if place == 0 and envs:
-            axes.legend(fontsize=8, frameon=False)
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=6, fontsize=9, frameon=False)
     figure.savefig(path, dpi=130)
