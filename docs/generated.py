@@ -24,6 +24,7 @@ NOT_MEASURED = "not measured"
 # Settings of a run that leave its recipe what it is.
 OF_THE_RUN = (
     "--env",
+    "--data",
     "--seed",
     "--steps",
     "--out",
@@ -63,10 +64,13 @@ class Result:
     env_steps: int
     returns: tuple[float, ...]
     benchmark: str
+    updates: int = 0
+    """Of an agent that learned from data alone"""
 
     def __str__(self) -> str:
         seeds = f"{len(self.returns)} seeds, lowest {_number(min(self.returns))}" if self.returns[1:] else "1 seed"
         trained = f"after {self.env_steps:,} env steps" if self.env_steps else "without training"
+        trained = f"after {self.updates:,} updates from data" if self.updates else trained
         return f"{self.env}: **{_number(mean(self.returns))}** {trained} ({seeds})"
 
 
@@ -140,11 +144,12 @@ def of_summary(path: Path) -> Iterator[Result]:
     """What a benchmark's summary holds: the return of the last evaluation of every run."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for run in json.loads(path.read_text(encoding="utf-8")).get("runs", ()):
-        if {"env", "label"} <= run.keys():
+        if {"env", "label"} <= run.keys() and not run.keys().isdisjoint(("return_mean", "last")):
             groups[run["env"], run["label"]].append(run)
     for (env, label), runs in groups.items():
         returns = tuple(run["return_mean"] if "return_mean" in run else run["last"] for run in runs)
-        yield Result(env, label, max(run["env_steps"] for run in runs), returns, path.parent.name)
+        steps, updates = (max(run.get(name, 0) for run in runs) for name in ("env_steps", "updates"))
+        yield Result(env, label, steps, returns, path.parent.name, 0 if steps else updates)
 
 
 def recipe_of(folder: Path) -> str | None:

@@ -166,7 +166,8 @@ def fitting_rows(data: ReplayBuffer, buffer: ReplayBuffer, sim_size: int | None)
     need_actions(data, "an agent that acts")
     rows = data.all()
     if missing := sorted(set(buffer.extra) - set(rows.extra)):
-        raise UserError(FIELD, missing, f"the agent stores these columns and the dataset has only {sorted(rows.extra)}")
+        fix = "this agent stores them with every row and the dataset has none: take sac-fast or mbpo-fast to continue"
+        raise UserError(f"{FIELD}: columns", ", ".join(missing), fix)
     if len(rows) > buffer.capacity:
         fix = f"the dataset has {len(rows):,} rows; give the agent a larger capacity"
         raise UserError("agent.init_args.capacity", buffer.capacity, fix)

@@ -210,7 +210,10 @@ def _check(agent: AdversarialDynaAgent, numbers: tuple[float, float, float], cou
     if min(counts) < 1:
         raise UserError("adversarial_every, adversarial_steps", counts, "each is at least 1")
     if agent.spec.action.discrete:
-        raise UserError("agent", type(agent).__name__, "the policy is cloned from continuous actions")
+        fix = (
+            f"the policy is cloned from continuous actions, those of {agent.spec.id} are discrete: take mopo or mobile"
+        )
+        raise UserError("agent", type(agent).__name__, fix)
     if agent.learned and not (isinstance(agent.model, ProbabilisticEnsemble) and agent.model.probabilistic):
         fix = "the adversary moves probabilities: take a ProbabilisticEnsemble with probabilistic: true"
         raise UserError("model", type(agent.model).__name__, fix)

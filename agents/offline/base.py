@@ -79,6 +79,7 @@ class OfflineAgent(Agent):
         self.metrics = RunningMean()
         self.run_seed = 0
         self._data: ReplayBuffer | None = None
+        self._expected: int | None = None
 
     @property
     def data(self) -> ReplayBuffer:
@@ -100,7 +101,11 @@ class OfflineAgent(Agent):
         self._data = data
 
     def expect(self, updates: int) -> None:
-        """Say how many gradient steps the run has, before the first one: a learner's step size may follow them."""
+        """Say how many gradient steps the run has, before the first one.
+
+        It takes no more, and a learner's step size may follow them.
+        """
+        self._expected = updates
         if isinstance(self.learner, Scheduled):
             self.learner.expect(updates)
 
@@ -122,10 +127,12 @@ class OfflineAgent(Agent):
         return self.learner.act(obs, None if mode == "evaluate" else generator), actor_state, {}
 
     def update(self, clock: Clock) -> dict[str, dict[str, Any]]:
-        """One round."""
-        before = clock.updates
-        self.metrics.add(self.learn(self.draw(self.round_updates)))
-        clock.updates += self.round_updates
+        """One round; of the last one what is left of the run."""
+        before, count = clock.updates, self.round_updates
+        if self._expected is not None and self._expected > before:
+            count = min(count, self._expected - before)
+        self.metrics.add(self.learn(self.draw(count)))
+        clock.updates += count
         due = clock.updates // self.log_every > before // self.log_every
         return {"update": self.metrics.pop()} if due else {}
 

@@ -123,6 +123,16 @@ class HybridAgent(OfflineAgent):
         self.standardised = False
         self._pool: EnvPool | None = None
 
+    def check(self, data: ReplayBuffer) -> None:
+        """As in the base class; and the simulator can be made, and is not the real system itself."""
+        super().check(data)
+        if self.use_data and not self.simulator and not self.env_kwargs:
+            fix = (
+                "name in which parameters the simulator differs from the real system: --agent.simulator.gravity=15, say"
+            )
+            raise UserError("agent.simulator", self.simulator, fix)
+        _ = self.pool
+
     def seed(self, run_seed: int) -> None:
         super().seed(run_seed)
         with seeding.seeded(seeding.generator(run_seed, "ratio")):

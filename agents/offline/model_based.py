@@ -32,6 +32,7 @@ from mbrl.imagination.rollout import PolicyChooser, imagine
 from mbrl.imagination.starts import Starts, StartSampler
 from mbrl.models.base import DynamicsModel
 
+LEAST_ROWS = 20
 IS_REAL = "is_real"
 """The column that tells the rows of the dataset from imagined ones"""
 
@@ -68,6 +69,14 @@ class OfflineModelAgent(OfflineAgent):
     def learned(self) -> bool:
         """Whether the model is learned; else it is the truth."""
         return self.fitter is not None
+
+    def check(self, data: ReplayBuffer) -> None:
+        """As in the base class; and there are rows enough to fit a model to and to judge it on."""
+        super().check(data)
+        if self.learned and len(data) < LEAST_ROWS:
+            raise UserError(
+                "data", f"{len(data)} rows", f"a model needs at least {LEAST_ROWS}: collect more"
+            )
 
     def update(self, clock: Clock) -> dict[str, dict[str, Any]]:
         """One round, after what is due before it."""

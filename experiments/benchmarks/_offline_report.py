@@ -49,7 +49,7 @@ def summarise(path: Path) -> dict[str, Any]:
     return {
         **identity(path),
         "updates": last["updates"],
-        "return": last["return_mean"],
+        "last": last["return_mean"],
         "score": last["score"],
         "best": max(record["score"] for record in evaluations),
         "q": update.get("q"),
@@ -101,8 +101,8 @@ def verdict(runs: Runs, model_based: Sequence[str], model_free: Sequence[str]) -
 
 def each_run(runs: Runs) -> list[str]:
     """A row a run."""
-    numbers = ("return", "score", "best", "q", "q_outside")
-    names = ("data", "agent", "seed", "updates", *numbers, "seconds")
+    numbers = ("last", "score", "best", "q", "q_outside")
+    names = ("data", "agent", "seed", "updates", "return", "score", "best score", "q", "outside", "seconds")
     lines = [row(names), row("---" for _ in names)]
     for run in runs:
         seed = f"{run['seed']} (tuning)" if run["seed"] == TUNING else run["seed"]

@@ -397,8 +397,8 @@ def _folder_of(id: str, root: Path) -> Path:
     try:
         _, _, version = parse_dataset_id(id)
     except (ValueError, TypeError) as error:
-        fix = "a Minari id is NAME-v0, with namespaces (2 letters or more) before it: mbrl/hopper/medium-v0"
-        raise UserError("id", id, fix) from error
+        fix = "a Minari dataset is called NAME-v0, with namespaces (2 letters or more) before it: mbrl/hopper/medium-v0"
+        raise UserError("name of a Minari dataset (--out)", id, fix) from error
     assert version is not None
     return root / id
 

@@ -390,7 +390,9 @@ def open_dataset(where: Path | str, env: Mapping[str, Any] | str | None = None) 
     if path.is_file() and path.suffix in PACKED:
         raise UserError("--data", str(where), "this file is packed: unpack it first")
     known = "; ".join(kind.described for kind in _KINDS.values())
-    raise UserError("--data", str(where), f"give one of these: {known}.", [*minari.local_ids(), *_neighbours(path)])
+    ids = f"Ids are looked for in {minari.local_root()} (MINARI_DATASETS_PATH); `mbrl dataset list` shows them."
+    fix = f"give one of these: {known}. {ids}"
+    raise UserError("--data", str(where), fix, [*minari.local_ids(), *_neighbours(path)])
 
 
 def _neighbours(path: Path) -> Iterator[str]:

@@ -71,7 +71,8 @@ class WindowedInverse(nn.Module):
     ) -> None:
         super().__init__()
         if spec.action.discrete:
-            raise UserError("inverse", spec.id, "its actions are discrete; inverse dynamics are of continuous ones")
+            fix = "its actions are discrete, inverse dynamics predict continuous ones: take another recipe"
+            raise UserError("inverse", spec.id, fix)
         counts = {"members": members, "hidden": hidden, "layers": layers, "steps": steps}
         for name, count in (counts | {"batch_size": batch_size, "judge_every": judge_every}).items():
             if count < 1:

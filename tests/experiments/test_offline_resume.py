@@ -38,7 +38,7 @@ SMALL = {
         "--agent.starts=20",
         "--agent.refresh_every=20",
     ],
-    "h2o": ["--agent.ratio.hidden=8", "--agent.first_steps=20", "--agent.simulators=2"],
+    "h2o": ["--agent.simulator.gravity=15", "--agent.ratio.hidden=8", "--agent.first_steps=20", "--agent.simulators=2"],
 }
 SHARED = [
     f"--steps={STEPS}",
