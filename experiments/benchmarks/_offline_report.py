@@ -60,17 +60,20 @@ def summarise(path: Path) -> dict[str, Any]:
 
 
 def layout(runs: Runs, labels: Sequence[str]) -> list[str]:
-    """Datasets by agents; the last line averages over the datasets that all of them have."""
+    """Datasets by agents; the last line averages over all datasets, for agents that learned from each."""
     labels = [label for label in labels if any(run["label"] == label for run in runs)]
     lines = [row(["data", *labels]), row("---" for _ in ["data", *labels])]
     table: dict[str, dict[str, list[float]]] = {}
     for env in dict.fromkeys(run["env"] for run in runs):
         table[env] = {label: scores(runs, env, label) for label in labels}
         lines.append(row([env, *(_cell(table[env][label]) for label in labels)]))
-    whole = [found for found in table.values() if all(found.values())]
-    if len(whole) > 1:
-        lines.append(row(["average", *(f"{mean(mean(found[label]) for found in whole):.1f}" for label in labels)]))
+    if len(table) > 1:
+        lines.append(row(["average", *(_average([found[label] for found in table.values()]) for label in labels)]))
     return lines
+
+
+def _average(found: Sequence[Sequence[float]]) -> str:
+    return f"{mean(mean(scores) for scores in found):.1f}" if all(found) else "-"
 
 
 def scores(runs: Runs, env: str, label: str) -> list[float]:
