@@ -74,9 +74,7 @@ class OfflineModelAgent(OfflineAgent):
         """As in the base class; and there are rows enough to fit a model to and to judge it on."""
         super().check(data)
         if self.learned and len(data) < LEAST_ROWS:
-            raise UserError(
-                "data", f"{len(data)} rows", f"a model needs at least {LEAST_ROWS}: collect more"
-            )
+            raise UserError("data", f"{len(data)} rows", f"a model needs at least {LEAST_ROWS}: collect more")
 
     def update(self, clock: Clock) -> dict[str, dict[str, Any]]:
         """One round, after what is due before it."""
