@@ -265,7 +265,7 @@ def test_a_full_disk_leaves_nothing(rows: Transitions, tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("id", ["set", "x/set-v0", "../set-v0", "a b-v0"])
 def test_malformed_ids_are_refused(rows: Transitions, tmp_path: Path, id: str) -> None:
-    with pytest.raises(UserError, match="a Minari id is"):
+    with pytest.raises(UserError, match="a Minari dataset is called"):
         write_minari(rows, id, root=tmp_path)
 
 
