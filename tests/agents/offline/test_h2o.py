@@ -57,6 +57,14 @@ def test_the_simulator_has_the_other_physics() -> None:
     assert len(agent.buffers["simulated"]) == 20 + ROUND
 
 
+def test_a_simulator_that_cannot_be_or_is_the_real_system_is_refused_with_the_data() -> None:
+    with pytest.raises(UserError, match="Did you mean gravity"):
+        made(simulator={"gravty": 15.0})
+    with pytest.raises(UserError, match="in which parameters the simulator differs"):
+        made(simulator={})
+    assert made(simulator={}, use_data=False).real == 0
+
+
 def test_batches_are_half_real_and_only_simulated_rows_are_weighed() -> None:
     agent = made()
     agent.update(Clock())

@@ -103,6 +103,22 @@ def test_the_model_is_fitted_once_and_judged_on_held_rows() -> None:
     assert (clock.updates, clock.env_steps, agent.learner.updates) == (5 * ROUND, 0, 5 * ROUND)
 
 
+def test_a_run_takes_the_steps_that_it_was_told_and_no_more() -> None:
+    agent, clock = made("mopo"), Clock()
+    agent.expect(ROUND + 1)
+    agent.update(clock)
+    agent.update(clock)
+    assert clock.updates == agent.learner.updates == ROUND + 1
+
+
+def test_a_handful_of_rows_is_no_data_for_a_model() -> None:
+    agent, few = made("mopo"), ReplayBuffer(100)
+    few.extend(data().all()[:5])
+    with pytest.raises(UserError, match="a model needs at least 20"):
+        agent.check(few)
+    made("mopo", model=Simulator, fitter=None).check(few)  # the true dynamics need none
+
+
 def test_rollouts_are_made_anew_and_the_last_ones_kept() -> None:
     agent, clock = made("mopo"), Clock()
     seen: list[Tensor] = []
