@@ -27,6 +27,8 @@ from experiments.given_data import digest, open_data, rows_of
 from experiments.run import RunDirectory
 from experiments.session import Session, reopen
 from mbrl import seeding
+from mbrl.data.labels import episode_returns
+from mbrl.data.offline import About
 from mbrl.data.order import grouped
 from mbrl.data.transitions import Transitions
 from mbrl.models.simulator import Simulator
@@ -143,7 +145,8 @@ def _own_scores(source: Source) -> dict[str, float]:
     low, high = source.references
     agents = {"random": source.random, "expert": source.acting(source.expert)}
     found = {name: source.mean_return(agent, source.episodes, f"{name} again") for name, agent in agents.items()}
-    return {name: 100.0 * (value - low) / (high - low) for name, value in found.items()}
+    scored = About(references=(low, high)).score
+    return {name: float(scored(torch.tensor(value, dtype=torch.float64))) for name, value in found.items()}
 
 
 def _collect(source: Source, env: str, level: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -154,7 +157,6 @@ def _collect(source: Source, env: str, level: str, options: argparse.Namespace) 
     where = Target(str(place(env, level, options.work)), "minari").write(rows, told)
     print(f"{env} {level}: {len(rows):,} rows in {where}", flush=True)
     returns = _returns(rows)
-    low, high = source.references
     return {
         "env": env,
         "level": level,
@@ -162,7 +164,7 @@ def _collect(source: Source, env: str, level: str, options: argparse.Namespace) 
         "episodes": len(returns),
         "return_mean": float(returns.mean()),
         "return_std": float(returns.std(unbiased=False)),
-        "score": 100.0 * (float(returns.mean()) - low) / (high - low),
+        "score": float(told.score(returns.mean())),
         "policies": [int(policy.clock["env_steps"]) for policy in policies],
         "policy_hashes": [policy.digest for policy in policies],
         "medium_episodes": min(TRIED_EPISODES, source.episodes),
@@ -174,9 +176,8 @@ def _collect(source: Source, env: str, level: str, options: argparse.Namespace) 
 
 def _returns(rows: Transitions) -> torch.Tensor:
     """``[E]`` of the episodes that are whole; of all where none is."""
-    _, index = torch.unique_consecutive(rows.episode, return_inverse=True)
-    returns = torch.zeros(int(index[-1]) + 1, dtype=torch.float64).index_add_(0, index, rows.reward.double())
-    whole = torch.zeros(len(returns)).index_add_(0, index, (rows.terminated | rows.truncated).float()) > 0
+    returns, ids = episode_returns(rows)
+    whole = torch.isin(ids, rows.episode[rows.terminated | rows.truncated])
     return returns[whole] if bool(whole.any()) else returns
 
 
@@ -238,7 +239,8 @@ def write_table(out: Path, command: str) -> None:
     """``summary.md``: a row a set."""
     record = _read(out)
     lines = [f"Made by `{command}`. Score: 0 is uniformly random actions, 100 the best policy of the task's run"]
-    lines += [f"({', '.join(f'{task.steps:,} env steps on {env}' for env, task in TASKS.items())})."]
+    made = {env: task for env, task in TASKS.items() if f"{env}/references" in record}
+    lines += [f"({', '.join(f'{task.steps:,} env steps on {env}' for env, task in made.items())})."]
     lines += ["`next_obs`: the largest of 99 % of differences between stored successors and the physics'.", ""]
     lines += [row(COLUMNS), row("---" for _ in COLUMNS)]
     for env in TASKS:

@@ -122,14 +122,14 @@ def command(label: str, env: str, seed: int, data: Path, updates: int | None = N
     recipe = label if label in OFFLINE else "h2o"
     length = ("--steps", str(updates), f"--evaluation.every={max(1, updates // 4)}", f"--checkpoint.every={updates}")
     judged = ("--evaluation.episodes=20", "--evaluation.num_envs=20")
-    own = (*course.settings.get(recipe, ()), *difference(label, course, updates))
+    own = (*course.settings.get(recipe, ()), *difference(label, course))
     return ("train", recipe, "--env", env, "--data", str(data), "--seed", str(seed), *length, *judged, *own)
 
 
-def difference(label: str, course: Course, updates: int) -> tuple[str, ...]:
+def difference(label: str, course: Course) -> tuple[str, ...]:
     """What makes an agent of a recipe."""
     if label in OFFLINE:
-        return (f"--agent.learner.cosine_updates={updates}",) if label == "iql" else ()
+        return ()
     simulator = f"--agent.simulator={json.dumps(course.simulator)}"
     real = f"--agent.simulator={json.dumps({})}"
     return {

@@ -103,8 +103,8 @@ def command(name: str, label: str, seed: int, data: Path, updates: int) -> tuple
     updates = updates if agent.learns else min(updates, LABELS_ONLY)
     length = ("--steps", str(updates), f"--evaluation.every={max(1, updates // 3)}", f"--checkpoint.every={updates}")
     judged = ("--evaluation.episodes=20", "--evaluation.num_envs=20")
-    own = (*IQL, f"--agent.learner.cosine_updates={updates}", *agent.settings)
-    return ("train", agent.recipe, "--env", env, "--data", str(data), "--seed", str(seed), *length, *judged, *own)
+    own = (*length, *judged, *IQL, *agent.settings)
+    return ("train", agent.recipe, "--env", env, "--data", str(data), "--seed", str(seed), *own)
 
 
 # -- report ------------------------------------------------------------------------------------------------------------
