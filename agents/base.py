@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -17,6 +17,7 @@ from mbrl.clock import Clock
 from mbrl.data.buffer import ReplayBuffer
 from mbrl.data.record import Record
 from mbrl.data.transitions import Transitions
+from mbrl.imagination.rollout import ChunkMaker
 from mbrl.models.base import DynamicsModel
 
 Mode = Literal["explore", "evaluate"]
@@ -83,6 +84,13 @@ class Agent(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`, bit for bit."""
+
+
+@runtime_checkable
+class Imagines(Protocol):
+    """Agents that imagine. Who makes the chunks can be changed at any time: what is made stays the same."""
+
+    maker: ChunkMaker
 
 
 class TaskLearner:

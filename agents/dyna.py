@@ -20,7 +20,7 @@ from mbrl.diagnostics.judge import judge
 from mbrl.fitting import ModelFitter
 from mbrl.imagination.filters import Filter
 from mbrl.imagination.model_buffer import ModelBuffer, mixed_batches, published_capacity
-from mbrl.imagination.rollout import PolicyChooser, imagine
+from mbrl.imagination.rollout import CHUNK_ROWS, ChunkMaker, PolicyChooser, imagine, make_chunks
 from mbrl.imagination.schedule import HorizonSchedule
 from mbrl.imagination.starts import Starts, StartSampler
 from mbrl.models.base import DynamicsModel
@@ -51,6 +51,8 @@ class DynaAgent(OffPolicyAgent):
         real_ratio: share of real rows in a batch, 0.05 as published.
         model_from: env step from which imagined rows are used; before it batches are real.
         capacity: real transitions kept.
+        chunk_rows: imagined rollouts that are made in one piece; more workers than pieces have nothing to do. The rows
+            depend on it, for each piece has a seed of its own.
         log_every: env steps between records of the learner.
         device: where networks and imagination are computed.
     """
@@ -73,12 +75,13 @@ class DynaAgent(OffPolicyAgent):
         real_ratio: float = 0.05,
         model_from: int = 0,
         capacity: int = 1_000_000,
+        chunk_rows: int = CHUNK_ROWS,
         log_every: int = 250,
         device: str = "cpu",
     ) -> None:
         super().__init__(spec, learner, warmup_steps, updates_per_step, batch_size, capacity, log_every, device)
         counts = {"warmup_steps": warmup_steps, "fit_every": fit_every}
-        counts |= {"rollouts_per_step": rollouts_per_step, "retain_steps": retain_steps}
+        counts |= {"rollouts_per_step": rollouts_per_step, "retain_steps": retain_steps, "chunk_rows": chunk_rows}
         for name, count in counts.items():
             if count < 1:
                 raise UserError(name, count, "give a whole number of at least 1")
@@ -93,7 +96,8 @@ class DynaAgent(OffPolicyAgent):
         self.fit_every, self.model_from, self.real_ratio = fit_every, model_from, real_ratio
         self.rollouts_per_step, self.retain_steps = rollouts_per_step, retain_steps
         self.imagined = ModelBuffer(device=self.device)
-        self.run_seed = 0
+        self.chunk_rows, self.run_seed = chunk_rows, 0
+        self.maker: ChunkMaker = make_chunks
 
     def seed(self, run_seed: int) -> None:
         super().seed(run_seed)
@@ -128,9 +132,9 @@ class DynaAgent(OffPolicyAgent):
     def imagine(self, horizon: int, counter: int) -> Transitions:
         """Roll the policy out in the model for ``horizon`` steps from real states."""
         start = self.starts(self.buffers["real"], self.rollouts_per_step * self.fit_every, self.generator)
-        model, act = self.model.bind(), PolicyChooser(self.learner.act)
-        seed = seeding.derive_seed(self.run_seed, "imagine", counter)
-        return imagine(model, act, Starts.of(start).encode(model), horizon, self.filters, seed=seed)
+        model, act = self.model.bind(), PolicyChooser(self.learner.behaviour())
+        how = {"seed": seeding.derive_seed(self.run_seed, "imagine", counter), "chunk_rows": self.chunk_rows}
+        return imagine(model, act, Starts.of(start).encode(model), horizon, self.filters, maker=self.maker, **how)
 
     def draw(self, count: int) -> Transitions:
         """Batches that are part real, part imagined."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -22,6 +23,12 @@ class Environments(Protocol):
         """Act in every slot with ``[N, A]`` (platform units); what happened, one row a slot, in memory of the CPU.
 
         ``next_obs`` is the true successor; episodes that ended have begun anew when this returns.
+        """
+        ...
+
+    def ran(self, env_steps: int, episodes: Sequence[tuple[float, int]]) -> None:
+        """Count what a :class:`SelfRunningLearner` did elsewhere: env steps, and ``(return, length)`` of each episode
+        that ended in them.
         """
         ...
 
@@ -47,3 +54,18 @@ class ExternalLearner(Agent):
     @abstractmethod
     def advance(self, environments: Environments) -> None:
         """One round: step the environments at least once, and train if that is due."""
+
+    def close(self) -> None:
+        """Let go of processes that it started; nothing is learned afterwards."""
+
+
+class SelfRunningLearner(ExternalLearner):
+    """An external learner that steps environments of its own, made in the way of the run's.
+
+    It never calls ``current`` or ``collect``: each ``advance`` tells the loop by :meth:`Environments.ran` what was
+    done, and the loop's environments stay as they are.
+    """
+
+    @abstractmethod
+    def take_environment(self, arguments: Mapping[str, Any]) -> None:
+        """What :func:`envs.registry.make_env` makes one of the run's environments from. Called before ``setup``."""

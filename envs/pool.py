@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -49,6 +49,32 @@ class PoolStep:
         return ended
 
 
+class VectorEnvLike(Protocol):
+    """What a pool asks of the vector environment that holds its slots; answers are in slot order.
+
+    Nothing resets by itself. :class:`gymnasium.vector.SyncVectorEnv` is the model.
+    """
+
+    def reset(self, *, seed: Sequence[int], options: Mapping[str, Any] | None) -> tuple[NDArray[Any], Any]:
+        """Reset the slots in ``options["reset_mask"]``, all without options; observations ``[N, D]``, and infos.
+
+        Rows of other slots are not read.
+        """
+
+    def step(self, actions: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], Bools, Bools, Any]:
+        """Observations ``[N, D]``, rewards, terminated and truncated ``[N]``, infos."""
+
+    def call(self, name: str, *args: Any) -> tuple[Any, ...]:
+        """The method or attribute ``name`` of every environment."""
+
+    def close(self) -> None:
+        """Close every environment."""
+
+
+Vectorize = Callable[[Sequence[Callable[[], gym.Env[Any, Any]]]], VectorEnvLike]
+"""Puts environments together, given a maker for each slot. Makers can be pickled where the pool's own can."""
+
+
 class EnvPool:
     """``N`` environments of one kind, each episode begun with a seed of its own.
 
@@ -59,6 +85,8 @@ class EnvPool:
         asynchronous: one worker process an environment (:class:`gymnasium.vector.AsyncVectorEnv`); rounds stay
             synchronous, so the data is the same.
         first_episode: number of each slot's first episode; a pool that follows another goes on counting.
+        vectorize: holds the environments somewhere else than in this process, such as on Ray's workers
+            (``mbrl.distributed``); in place of ``asynchronous``.
 
     Nothing resets by itself: call :meth:`reset` once, then :meth:`step`, and :meth:`reset_ended` after every step in
     which something ended (calling it after every step is fine).
@@ -71,13 +99,16 @@ class EnvPool:
         episode_seed: Callable[[int, int], int],
         asynchronous: bool = False,
         first_episode: int = 0,
+        vectorize: Vectorize | None = None,
     ) -> None:
         if num_envs < 1:
             raise UserError("num_envs", num_envs, "give a whole number of at least 1.")
-        self.num_envs, self._episode_seed = num_envs, episode_seed
+        if asynchronous and vectorize is not None:
+            raise UserError("asynchronous", True, "these environments have workers already: leave it out.")
+        self.num_envs, self.vectorize, self._episode_seed = num_envs, vectorize, episode_seed
         makers = [functools.partial(_Slot, make, slot, asynchronous) for slot in range(num_envs)]
-        kind = AsyncVectorEnv if asynchronous else SyncVectorEnv
-        self._envs: Any = kind(makers, autoreset_mode=AutoresetMode.DISABLED)
+        here: Any = AsyncVectorEnv if asynchronous else SyncVectorEnv
+        self._envs: Any = vectorize(makers) if vectorize else here(makers, autoreset_mode=AutoresetMode.DISABLED)
         self.spec = self._call("env_spec")[0]
         self._exact: bool = self._call("restorable")[0]
         self._episode = np.full(num_envs, first_episode, dtype=np.int64)
@@ -282,10 +313,13 @@ class _Slot(gym.Wrapper[Any, Any, Any, Any]):
         return state
 
     def restore(self, plans: Sequence[Mapping[str, Any]]) -> Any:
-        """From the episode's start to where it was; the observation there, None when it is the start or not told."""
+        """From the episode's start, or a ``state``, to where it was ``actions`` later.
+
+        The observation there, None when it is the start or not told.
+        """
         plan, obs = plans[self._slot], None
         if plan["state"] is not None:
-            return self._report(self.env.set_state, plan["state"])
+            obs = self._report(self.env.set_state, plan["state"])
         for action in plan["actions"] if plan["actions"] is not None else ():
             obs = self._report(self.env.step, action)[0]
         return obs

@@ -67,6 +67,11 @@ def register_scheme(scheme: str, loader: Loader) -> None:
     _SCHEMES[scheme] = loader
 
 
+def registered_schemes() -> dict[str, Loader]:
+    """The loaders by scheme: a process that was started elsewhere registers them again."""
+    return dict(_SCHEMES)
+
+
 def register_alias(scheme: str, alias: Alias) -> None:
     """Make ``scheme:name`` another name of an environment with parameters. Registering it again replaces it."""
     _ALIASES[scheme] = alias

@@ -1,4 +1,4 @@
-"""The command line: ``mbrl train | resume | evaluate | record | compare | report | fit | diagnose | dataset | ...``.
+"""The command line: ``mbrl train | resume | evaluate | record | compare | sweep | report | fit | diagnose | ...``.
 
 Nothing heavy is imported before it is known what to do: ``mbrl --help`` answers at once.
 """
@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 LEVELS = ("random", "medium", "medium-replay", "medium-expert", "expert", "full-replay")
 KINDS = ("recipes", "suites", "envs", "tasks", "models", "planners", "agents")
-OPEN_ENDED = ("train", "bench", "compare", "fit", "dataset collect")
+OPEN_ENDED = ("train", "bench", "compare", "sweep", "fit", "dataset collect")
 """Commands that take dotted overrides, or arguments of their own"""
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,7 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = "the same command goes on" if {*arguments[:1]} & {"compare", "diagnose"} else "`mbrl resume` goes on"
+        again = (
+            "the same command goes on"
+            if {*arguments[:1]} & {"compare", "sweep", "diagnose"}
+            else "`mbrl resume` goes on"
+        )
         print(f"interrupted; {again} from the last checkpoint", file=sys.stderr)
         return 130
     except Exception as error:
@@ -113,6 +117,7 @@ def make_parser() -> Parser:
     _add_train(commands)
     _add_resume_and_evaluate(commands)
     _add_compare_and_report(commands)
+    _add_sweep(commands)
     _add_fit_and_diagnose(commands)
     _add_dataset(commands)
     _add_others(commands)
@@ -135,6 +140,9 @@ def _add_train(commands: argparse._SubParsersAction[Parser]) -> None:
     train.add_argument("--from", dest="start_from", metavar="RUN", help="continue a run that learned from data")
     train.add_argument("--out", metavar="DIR", help="run directory (default: runs/RECIPE-ENV-sSEED-n)")
     _add_trust(train)
+    _add_ray(train)
+    about = "with --ray: play while the agent learns; faster where steps are slow, and no longer the same for one seed"
+    train.add_argument("--async", dest="asynchronous", action="store_true", help=about)
     train.add_argument("--quiet", action="store_true", help="no progress on the terminal")
 
 
@@ -145,6 +153,7 @@ def _add_resume_and_evaluate(commands: argparse._SubParsersAction[Parser]) -> No
     for command in (resume, evaluate, record):
         command.add_argument("run", metavar="RUN", help="run directory")
         _add_trust(command)
+    _add_ray(resume)
     resume.add_argument("--quiet", action="store_true", help="no progress on the terminal")
     evaluate.add_argument("--episodes", metavar="N", help="episodes (default: as configured)")
     evaluate.add_argument("--video", action="store_true", help="record an episode")
@@ -183,6 +192,35 @@ def _add_compare_and_report(commands: argparse._SubParsersAction[Parser]) -> Non
     report = commands.add_parser("report", help="make a page of a folder of runs", allow_abbrev=False)
     report.add_argument("folder", metavar="DIR", help="a comparison's folder, or any folder with runs below it")
     report.add_argument("--out", metavar="DIR", help="where the page goes (default: DIR/report)")
+
+
+def _add_sweep(commands: argparse._SubParsersAction[Parser]) -> None:
+    about = (
+        "search settings of a recipe: runs with other values each, the worse ones stopped early. Called again, or as"
+        " `mbrl sweep DIR`, it goes on where it was. Any other key can be set for all runs: --agent.model.hidden=64"
+    )
+    sweep = commands.add_parser("sweep", help="search settings of a recipe", description=about, allow_abbrev=False)
+    sweep.add_argument("recipe", metavar="RECIPE|DIR", help="a recipe, or the folder of a sweep that goes on")
+    sweep.add_argument("--env", metavar="ID", help="as of `mbrl train`")
+    spaces = "[A, B, ...], uniform(A, B), log(A, B), int(A, B), logint(A, B); repeatable"
+    sweep.add_argument("--param", metavar="KEY=SPACE", nargs="+", action="extend", help=f"what is searched: {spaces}")
+    sweep.add_argument("--trials", metavar="N", help="runs (default: 16)")
+    sweep.add_argument("--seed", metavar="N", help="seed of the suggestions and of every run (default: 0)")
+    sweep.add_argument("--steps", metavar="N", help="env steps or updates of a whole run (default: as the recipe says)")
+    sweep.add_argument("--num-envs", metavar="N", help="environments side by side in a run")
+    sweep.add_argument("--data", metavar="PATH|ID", action=Once, help="learn from a dataset")
+    sweep.add_argument("--from", dest="start_from", metavar="RUN", help="continue a run that learned from data")
+    sweep.add_argument("--metric", metavar="NAME", help="field of evaluations (default: return_mean)")
+    sweep.add_argument("--mode", metavar="max|min", help="which of it is best (default: max)")
+    grace = "steps before which no run is stopped, and between evaluations (default: a tenth); as many as --steps: none"
+    sweep.add_argument("--grace", metavar="STEPS", help=grace)
+    sweep.add_argument("--reduction", metavar="N", help="one in so many goes on at each rung (default: 3)")
+    sweep.add_argument("--processes", metavar="N", help="runs at once, a thread each (default: one a CPU)")
+    sweep.add_argument("--gpus", metavar="SHARE", help="of a GPU, for each run (default: 0)")
+    ray = "where: local (default), auto, HOST:PORT"
+    sweep.add_argument("--ray", metavar="ADDRESS", nargs="?", const="local", default="local", help=ray)
+    sweep.add_argument("--out", metavar="DIR", help="the sweep's folder (default: sweeps/RECIPE-ENV)")
+    _add_trust(sweep)
 
 
 def _add_fit_and_diagnose(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -255,6 +293,13 @@ def _add_others(commands: argparse._SubParsersAction[Parser]) -> None:
     bench.add_argument("names", nargs="+", metavar="NAME")
     demo = commands.add_parser("demo", help="learn Pendulum-v1 in a minute or two", allow_abbrev=False)
     demo.add_argument("--out", metavar="DIR", help="run directory")
+
+
+def _add_ray(command: Parser) -> None:
+    about = (
+        "workers of a Ray cluster imagine and play: local (default), auto, HOST:PORT; how many: --workers.imagination"
+    )
+    command.add_argument("--ray", metavar="ADDRESS", nargs="?", const="local", help=about)
 
 
 def _add_trust(command: Parser) -> None:

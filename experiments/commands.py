@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import importlib
 import pkgutil
@@ -19,21 +20,19 @@ def train(options: argparse.Namespace, rest: Sequence[str], command: Sequence[st
     """Resolve, build, make the run directory, train."""
     from experiments.config import resolve
     from experiments.session import Session
+    from experiments.workers import workers_of
 
     overrides = [*flags(options), *dotted(rest)]
     need_trust({"env": {"id": options.env or ""}}, typed_modules(options, overrides), command)
     resolved = resolve(options.recipe, overrides, options.env, trust=typed_modules(options, overrides))
     for source in resolved.sources[1:]:
         print(f"settings for this environment: {source}", file=sys.stderr)
-    session = Session(resolved)
-    try:
+    with workers_of(resolved.config, options.ray) as workers, contextlib.closing(Session(resolved, workers)) as session:
         run = session.create(options.out, ["mbrl", *command])
         for note in session.notes:
             print(note, file=sys.stderr)
         print(f"run directory: {run.path}", file=sys.stderr)
         finish(session, run, options.quiet)
-    finally:
-        session.close()
 
 
 def finish(session: Any, run: Any, quiet: bool) -> None:
@@ -68,6 +67,7 @@ def flags(options: argparse.Namespace) -> list[tuple[str, Any]]:
 
     given = {"seed": options.seed, "steps": options.steps, "num_envs": options.num_envs}
     numbers = [(key, parse_value(f"--{key}", text)) for key, text in given.items() if text is not None]
+    numbers += [("workers.asynchronous", True)] if options.asynchronous else []
     places = {"data": options.data, "start_from": options.start_from}
     return [*numbers, *((key, unquoted(text)) for key, text in places.items() if text is not None)]
 
@@ -105,24 +105,33 @@ def typed_modules(options: argparse.Namespace, overrides: Sequence[tuple[str, An
 
 def resume(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
     """Continue a run from its newest checkpoint."""
-    session, run = open_run(options, command)
-    try:
+    from experiments.session import Session, saved
+    from experiments.workers import workers_of
+
+    run = trusted_run(options, command)
+    resolved = saved(run, options.trust)
+    with workers_of(resolved.config, options.ray) as workers, contextlib.closing(Session(resolved, workers)) as session:
         finish(session, run, options.quiet)
-    finally:
-        session.close()
 
 
 def open_run(
     options: argparse.Namespace, command: Sequence[str], overrides: Sequence[tuple[str, Any]] = ()
 ) -> tuple[Any, Any]:
     """The run's parts, once every module that its configuration names is trusted."""
-    from experiments.run import RunDirectory
     from experiments.session import reopen
+
+    run = trusted_run(options, command)
+    return reopen(run, options.trust, overrides), run
+
+
+def trusted_run(options: argparse.Namespace, command: Sequence[str]) -> Any:
+    """The run directory, once every module that its configuration names is trusted."""
+    from experiments.run import RunDirectory
     from experiments.tree import read_yaml
 
     run = RunDirectory.open(Path(options.run))
     need_trust(read_yaml(run.config), options.trust, command)
-    return reopen(run, options.trust, overrides), run
+    return run
 
 
 def need_trust(tree: dict[str, Any], trust: Sequence[str], command: Sequence[str]) -> None:
@@ -198,6 +207,13 @@ def compare(options: argparse.Namespace, rest: Sequence[str], command: Sequence[
 
         print(build_report(root))
     return 1 if failed else 0
+
+
+def sweep(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> int:
+    """Search settings of a recipe; 1 when a trial failed."""
+    from experiments.sweep.command import run_sweep
+
+    return run_sweep(options, dotted(rest))
 
 
 def report(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
@@ -345,6 +361,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "record": record,
     "compare": compare,
+    "sweep": sweep,
     "report": report,
     "fit": fit,
     "diagnose": diagnose,

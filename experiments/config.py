@@ -20,6 +20,7 @@ from experiments.names import check_names, expand_short_names
 from experiments.run import RunDirectory
 from experiments.task_runs import prefer_typed_steps, set_steps
 from experiments.tree import merge, read_yaml, set_path
+from experiments.workers import WorkersConfig
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -114,6 +115,7 @@ class RunConfig:
         threads: torch threads of this process; one gives the same numbers on every machine of a kind.
         data: dataset to learn from instead of the environment: a path, or the id of a Minari dataset.
         start_from: run that learned from data, and that this one continues in the environment.
+        workers: what runs on a Ray cluster where the command line says ``--ray``; the data is the same.
     """
 
     agent: Callable[[EnvSpec], Agent]
@@ -128,6 +130,7 @@ class RunConfig:
     threads: int = 1
     data: str | None = None
     start_from: str | None = None
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
 
     @property
     def unit(self) -> Unit:
@@ -148,6 +151,13 @@ LEAST: Mapping[str, int] = {
     "evaluation.num_envs": 1,
     "checkpoint.every": 0,
     "checkpoint.keep": 1,
+    "workers.imagination": 0,
+    "workers.environments": 0,
+    "workers.fitting": 0,
+    "workers.num_cpus": 0,
+    "workers.num_gpus": 0,
+    "workers.round_steps": 1,
+    "workers.max_staleness": 0,
 }
 MOST: Mapping[str, int] = {"threads": 1024}
 """Others: what 64 bits hold."""
@@ -291,16 +301,19 @@ def overlay_of(recipe: Path, env: str) -> Path:
 
 def make_one_env(env: EnvConfig, render_mode: str | None = None) -> Callable[[], BoundaryEnv]:
     """A picklable maker of the configured environment."""
-    return functools.partial(
-        make_env,
-        env.id,
-        params=env.params or None,
-        render_mode=render_mode,
-        action_repeat=env.action_repeat,
-        max_episode_steps=env.max_episode_steps,
-        learn=env.learn,
+    return functools.partial(make_env, render_mode=render_mode, **env_arguments(env))
+
+
+def env_arguments(env: EnvConfig) -> dict[str, Any]:
+    """The configured environment as arguments of :func:`envs.registry.make_env`."""
+    return {
+        "id": env.id,
+        "params": env.params or None,
+        "action_repeat": env.action_repeat,
+        "max_episode_steps": env.max_episode_steps,
+        "learn": env.learn,
         **env.kwargs,
-    )
+    }
 
 
 def _env_id(tree: Mapping[str, Any]) -> str | None:
@@ -357,6 +370,8 @@ def _check_ranges(values: Mapping[str, Any]) -> None:
         value: Any = values
         for part in key.split("."):
             value = value[part]
+        if value is None:  # to be chosen
+            continue
         if value < least:
             raise UserError(key, value, f"give a whole number of at least {least}")
         if value > MOST.get(key, 2**63 - 1):

@@ -16,14 +16,14 @@ import torch
 import yaml
 
 from agents.base import Agent, TaskLearner
-from agents.external import ExternalLearner
+from agents.external import ExternalLearner, SelfRunningLearner
 from agents.offline.base import OfflineAgent
 from envs.boundary import try_out
 from envs.errors import UserError
 from envs.spec import EnvSpec
 from envs.tasks import is_sequence
 from experiments.checkpoint import CheckpointStore
-from experiments.config import Resolved, RunConfig, make_one_env, resolve
+from experiments.config import Resolved, RunConfig, env_arguments, make_one_env, resolve
 from experiments.evaluation import Evaluator
 from experiments.given_data import GivenData, need_same, open_given
 from experiments.hand_over import hand_over
@@ -35,6 +35,7 @@ from experiments.reporter import Reporter
 from experiments.run import RunDirectory, free_path
 from experiments.task_evaluation import TaskEvaluator, attach_tasks, need_learner, over_tasks
 from experiments.task_runs import TaskRun, task_runs
+from experiments.workers import Workers
 from mbrl import seeding
 from mbrl.seeding import derive_seed
 
@@ -51,6 +52,8 @@ def build_agent(config: RunConfig, spec: EnvSpec) -> Agent:
     torch.manual_seed(derive_seed(config.seed, "init"))
     try:
         agent = config.agent(spec)
+        if isinstance(agent, SelfRunningLearner):
+            agent.take_environment(env_arguments(config.env))
         if isinstance(agent, ExternalLearner):
             agent.setup(config.num_envs, config.steps)
     except UserError:
@@ -94,9 +97,12 @@ def try_agent(config: RunConfig) -> Agent:
 
 
 class Session:
-    """One process's part of a run: environments, agent and evaluator are built; nothing is on disk yet."""
+    """One process's part of a run: environments, agent and evaluator are built; nothing is on disk yet.
 
-    def __init__(self, resolved: Resolved) -> None:
+    ``workers`` of a Ray cluster do what they can of it; they outlive the session.
+    """
+
+    def __init__(self, resolved: Resolved, workers: Workers | None = None) -> None:
         self.resolved = resolved
         self.config = resolved.config
         torch.set_num_threads(self.config.threads)
@@ -106,12 +112,17 @@ class Session:
         """Of a sequence, the task that films are of: the newest that has been learned."""
         first = self.tasks[0]
         try_out(make_one_env(first.env))  # a broken environment is refused before anything is on disk
-        self.pool = make_pool(self.config, first)
+        self.pool = make_pool(self.config, first, vectorize=workers.vectorize if workers else None)
         self.evaluator = Evaluator(dataclasses.replace(self.config, env=first.env))
         self.agent = build_agent(self.config, self.pool.spec)
         need_source(self.config, self.agent)
         if self.in_turn:
             need_learner(self.agent)
+        self.workers = workers
+        if workers is not None:
+            workers.serve(self.agent)
+        if self.asynchronous:
+            self._check_asynchronous()
         self.notes: list[str] = []
         """What the user should know of how the run began, in sentences"""
         self._handed_over = False
@@ -139,6 +150,19 @@ class Session:
     def in_turn(self) -> bool:
         """Whether tasks are learned in turn."""
         return is_sequence(self.config.env.id) or (isinstance(self.agent, TaskLearner) and self.agent.needs_tasks)
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether environments are played while the agent learns."""
+        return self.workers is not None and self.config.workers.asynchronous
+
+    def _check_asynchronous(self) -> None:
+        from experiments.loops.asynchronous import policy_of
+
+        if self.in_turn or isinstance(self.agent, OfflineAgent):
+            fix = "it is for agents that learn one task by acting: leave it out"
+            raise UserError("--async", type(self.agent).__name__, fix)
+        policy_of(self.agent)
 
     @contextmanager
     def showing(self) -> Iterator[RunConfig]:
@@ -183,9 +207,16 @@ class Session:
         if isinstance(self.agent, OfflineAgent):
             return OfflineLoop(self.config, self.agent, self.data, self.evaluator, checkpoints, reporter)
         parts = self.config, self.agent, self.pool, self.evaluator, checkpoints, reporter
+        if self.asynchronous and self.workers is not None:
+            from experiments.loops.asynchronous import AsyncLoop
+
+            make = make_one_env(self.config.env)
+            return AsyncLoop(*parts, self.workers.rollouts(make, self.config.num_envs, self.config.seed))
         return ContinualLoop(*parts, self.tasks) if self.in_turn else OnlineLoop(*parts)
 
     def close(self) -> None:
+        if isinstance(self.agent, ExternalLearner):
+            self.agent.close()
         self.pool.close()
         self.evaluator.close()
         torch.set_flush_denormal(False)
@@ -209,7 +240,12 @@ def foreign_state(where: Path) -> Iterator[None]:
 
 def reopen(run: RunDirectory, trust: Sequence[str], overrides: Sequence[tuple[str, Any]] = ()) -> Session:
     """An existing run, built again from its own configuration."""
-    return Session(resolve(str(run.config), overrides, trust=trust))
+    return Session(saved(run, trust, overrides))
+
+
+def saved(run: RunDirectory, trust: Sequence[str], overrides: Sequence[tuple[str, Any]] = ()) -> Resolved:
+    """The configuration of an existing run."""
+    return resolve(str(run.config), overrides, trust=trust)
 
 
 def restore_agent(session: Session, run: RunDirectory, best: bool = False) -> int:

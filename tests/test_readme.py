@@ -57,11 +57,13 @@ def with_less_to_do(verb: str, words: list[str]) -> list[str]:
         less = ["--seeds", "1", "--steps", "20", "--evaluation.episodes=1", "--evaluation.every=10"]
         kept = re.sub(r"--agents .*? --envs (\S+) .*?--seeds \d+", r"--agents random --envs \1", shlex.join(words))
         return shlex.split(kept) + less
+    if verb == "sweep":
+        return [*words, "--trials", "2", "--steps", "40", "--evaluation.episodes=1", "--env.max_episode_steps=10"]
     return words
 
 
-SLOW = ("comparing.md", "judging.md")
-"""Pages whose commands train or fit several times"""
+SLOW = ("comparing.md", "judging.md", "rllib.md", "sweeps.md")
+"""Pages whose commands train or fit several times, or start Ray"""
 
 
 def runnable() -> Iterator[ParameterSet]:

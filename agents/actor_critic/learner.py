@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
+from agents.actor_critic.behaviour import Behaviour, seen
 from agents.actor_critic.callbacks import Callback, Parts
 from agents.actor_critic.checks import USUAL_NOISE, USUAL_SUBSET, check
 from agents.actor_critic.networks import PLAIN, Network, Regularization
@@ -201,8 +202,16 @@ class ActorCritic:
     @torch.no_grad()
     def act(self, obs: Tensor, generator: Generator | None) -> Tensor:
         """Actions ``[B, A]`` for raw ``obs [B, D]``; sampled with ``generator``, without one the policy's mode."""
-        out = self._policy_outputs(obs, averaged=generator is None)
-        return self.networks.head.mode(out) if generator is None else self.networks.head.explore(out, generator)
+        return self.behaviour(averaged=generator is None)(obs, generator)
+
+    def behaviour(self, averaged: bool = False) -> Behaviour:
+        """The policy alone; ``averaged``, as callbacks have it where there is no exploration."""
+        policy, averages = self._leaves[0], [callback.policy_vector() for callback in self.callbacks if averaged]
+        for average in averages:
+            policy = policy if average is None else self.networks.policy_views(average)
+        statistics = self.networks.statistics(self.vectors, "policy", train=False)
+        parts = self.networks.actor, self.networks.head, policy[:-1], statistics
+        return Behaviour(*parts, self.normalizer, self.representation)
 
     @torch.no_grad()
     def act_softly(self, obs: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -211,24 +220,16 @@ class ActorCritic:
         That is ``-alpha log pi(a|s) [B]``, of discrete actions in expectation; 0 for a deterministic policy, whose
         actions are its mode, and where the target has no entropy.
         """
-        networks, out = self.networks, self._policy_outputs(obs)
+        networks, out = self.networks, self.behaviour().outputs(obs)
         choice = networks.head.choose(out, self._noise((len(obs),), generator), self.log_prob_weights)
         action = networks.head.explore(out, generator) if choice.action is None else choice.action
         if choice.log_prob is None or not networks.rule.backup[0]:
             return action, torch.zeros(len(obs), device=obs.device)
         return action, choice.mean(-self._leaves[0][-1].exp() * choice.log_prob)
 
-    def _policy_outputs(self, obs: Tensor, averaged: bool = False) -> Tensor:
-        policy, averages = self._leaves[0], [callback.policy_vector() for callback in self.callbacks if averaged]
-        for average in averages:
-            policy = policy if average is None else self.networks.policy_views(average)
-        statistics = self.networks.statistics(self.vectors, "policy", train=False)
-        return self.networks.actor(policy[:-1], self.seen(obs), statistics)
-
     def seen(self, obs: Tensor) -> Tensor:
         """What the networks read at raw ``obs [..., D]``."""
-        shown = obs if self.normalizer is None else self.normalizer.normalize(obs)
-        return shown if self.representation is None else self.representation.extend(obs, shown)
+        return seen(obs, self.normalizer, self.representation)
 
     @torch.no_grad()
     def value(self, obs: Tensor, generator: Generator | None = None) -> Tensor:
@@ -238,7 +239,7 @@ class ActorCritic:
         Of continuous actions one is drawn with ``generator``; without one it is ``Q`` of the policy's mode, with no
         entropy term.
         """
-        networks, out = self.networks, self._policy_outputs(obs)
+        networks, out = self.networks, self.behaviour().outputs(obs)
         if generator is None and not networks.discrete:
             return networks.reduced(self._critic_values(obs, networks.head.mode(out)))
         noise = self._noise((len(obs),), generator) if generator is not None else out

@@ -28,7 +28,7 @@ from mbrl.data.transitions import Transitions
 from mbrl.fitting import ModelFitter
 from mbrl.imagination.filters import Filter, Move, check_filters
 from mbrl.imagination.model_buffer import ROUNDING, ModelBuffer, mixed_batches
-from mbrl.imagination.rollout import PolicyChooser, imagine
+from mbrl.imagination.rollout import CHUNK_ROWS, ChunkMaker, PolicyChooser, imagine, make_chunks
 from mbrl.imagination.starts import Starts, StartSampler
 from mbrl.models.base import DynamicsModel
 
@@ -120,6 +120,7 @@ class OfflineDynaAgent(OfflineModelAgent):
         start_sampler: how start states are drawn from the data (default: uniformly).
         penalty: what is taken off the critics' target on imagined rows (MOBILE); null: nothing.
         guard: imagined rows with a larger magnitude in any observation entry are dropped, and end there; null: none.
+        chunk_rows: rollouts that are made in one piece, see :class:`agents.dyna.DynaAgent`.
         options: the arguments of :class:`OfflineModelAgent`.
     """
 
@@ -138,10 +139,12 @@ class OfflineDynaAgent(OfflineModelAgent):
         start_sampler: StartSampler | None = None,
         penalty: BellmanInconsistency | None = None,
         guard: float | None = 100.0,
+        chunk_rows: int = CHUNK_ROWS,
         **options: Any,
     ) -> None:
         super().__init__(spec, learner=learner, **options)
         counts = {"horizon": horizon, "starts": starts, "refresh_every": refresh_every, "retain": retain}
+        counts |= {"chunk_rows": chunk_rows}
         for name, count in counts.items():
             if count < 1:
                 raise UserError(name, count, "give a whole number of at least 1")
@@ -156,7 +159,8 @@ class OfflineDynaAgent(OfflineModelAgent):
         self.filters = self._all_filters(list(filters or []))
         self._check_pessimism()
         self.imagined = ModelBuffer(device=self.device)
-        self.refreshes = 0
+        self.chunk_rows, self.refreshes = chunk_rows, 0
+        self.maker: ChunkMaker = make_chunks
         self.sizes: list[int] = []
         self._box: Box | None = None
 
@@ -219,9 +223,9 @@ class OfflineDynaAgent(OfflineModelAgent):
     def imagine(self) -> Transitions:
         """Rollouts of the policy as it is, from states of the data."""
         start = self.start_sampler(self.data, self.starts, self.generator).to(self.device)
-        seed = seeding.derive_seed(self.run_seed, "imagine", self.refreshes)
-        model, act = self.model.bind(), PolicyChooser(self.learner.act)
-        return imagine(model, act, Starts.of(start).encode(model), self.horizon, self.filters, seed=seed)
+        model, act = self.model.bind(), PolicyChooser(self.learner.behaviour())
+        how = {"seed": seeding.derive_seed(self.run_seed, "imagine", self.refreshes), "chunk_rows": self.chunk_rows}
+        return imagine(model, act, Starts.of(start).encode(model), self.horizon, self.filters, maker=self.maker, **how)
 
     def describe(self, rows: Transitions) -> dict[str, float]:
         """Of imagined rows: ends, mean reward, how many left the range of the data, values by depth."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from envs.errors import UserError
 from experiments.compare.fleet import Execute, Job, environment, program
 
 
@@ -21,18 +19,6 @@ def run_here(job: Job) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def _check_reachable(address: str) -> None:
-    """Refuse a HOST:PORT where nothing listens at once; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdecimal():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=10.0).close()
-    except (OSError, OverflowError) as error:
-        fix = f"nothing answers there ({error}); start a cluster with `ray start --head`, or give local"
-        raise UserError("--ray", address, fix) from error
-
-
 @contextmanager
 def ray_fleet(address: str) -> Iterator[tuple[Execute, int]]:
     """How to execute a job on Ray, and how many jobs its CPUs take at once.
@@ -41,18 +27,12 @@ def ray_fleet(address: str) -> Iterator[tuple[Execute, int]]:
         address: ``local`` starts Ray on this machine; otherwise a cluster's address, or ``auto``.
 
     Raises:
-        UserError: there is no cluster at this address.
+        UserError: as of :func:`mbrl.distributed.cluster.connect`.
     """
     import ray
 
-    _check_reachable(address)
-    try:
-        # Not None for local: that would join a cluster that RAY_ADDRESS names or that was started here before.
-        ray.init(address=address, include_dashboard=False, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        fix = f"no Ray cluster could be reached ({reason}); start one, or give local"
-        raise UserError("--ray", address, fix) from error
+    from mbrl.distributed.cluster import connect, processors
+
     task = ray.remote(num_cpus=1, max_retries=0)(run_here)
 
     async def execute(job: Job) -> tuple[int, str]:
@@ -66,7 +46,5 @@ def ray_fleet(address: str) -> Iterator[tuple[Execute, int]]:
             return 1, f"lost on Ray: {str(error).strip().splitlines()[0]}"
         return result
 
-    try:
-        yield execute, max(1, int(ray.cluster_resources().get("CPU", 1)))
-    finally:
-        ray.shutdown()
+    with connect(address):
+        yield execute, processors()

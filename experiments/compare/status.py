@@ -99,5 +99,7 @@ def alone_in(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(str(root), "in use", "another `mbrl compare` is running here; wait or stop it") from error
+            raise UserError(
+                str(root), "in use", "another `mbrl compare` or `mbrl sweep` is running here; wait or stop it"
+            ) from error
         yield

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,6 +22,9 @@ class Loop(ABC):
 
     What it does between two checkpoints depends on nothing but the first of them.
     """
+
+    watcher: ClassVar[Callable[[Loop], None] | None] = None
+    """Told of each evaluation when it is on disk; it may save the loop, and end the process."""
 
     def __init__(
         self, config: RunConfig, agent: Agent, evaluator: Evaluator, checkpoints: CheckpointStore, reporter: Reporter
@@ -88,6 +92,8 @@ class Loop(ABC):
             self.checkpoints.save_best(self.weights())
         if self.config.checkpoint.policies:
             self.checkpoints.save_policy(self.steps, self.weights())
+        if Loop.watcher is not None:
+            Loop.watcher(self)
         return values
 
     def measure(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agents.base import Agent
-from envs.pool import EnvPool
+from envs.pool import EnvPool, Vectorize
 from experiments.checkpoint import CheckpointStore
 from experiments.config import RunConfig, make_one_env
 from experiments.evaluation import Evaluator
@@ -80,7 +80,7 @@ class ContinualLoop(OnlineLoop):
 
     def _enter(self, first_episode: int) -> None:
         self.pool.close()
-        self.pool = make_pool(self.config, self.task, first_episode)
+        self.pool = make_pool(self.config, self.task, first_episode, self.pool.vectorize)
         self.evaluator.close()
         self.evaluator = Evaluator(dataclasses.replace(self.config, env=self.task.env))
 
@@ -140,12 +140,16 @@ class ContinualLoop(OnlineLoop):
         self.evaluator.close()
 
 
-def make_pool(config: RunConfig, task: TaskRun, first_episode: int = 0) -> EnvPool:
-    """The training environments of a task; every episode's reset seed comes from (run seed, slot, episode)."""
+def make_pool(config: RunConfig, task: TaskRun, first_episode: int = 0, vectorize: Vectorize | None = None) -> EnvPool:
+    """The training environments of a task; every episode's reset seed comes from (run seed, slot, episode).
+
+    ``vectorize`` says where they are held, if not in this process; see :class:`envs.EnvPool`.
+    """
     return EnvPool(
         make_one_env(task.env),
         config.num_envs,
         lambda slot, episode: seeding.derive_seed(config.seed, "env", slot, episode),
-        asynchronous=task.env.asynchronous,
+        asynchronous=task.env.asynchronous and vectorize is None,
         first_episode=first_episode,
+        vectorize=vectorize,
     )

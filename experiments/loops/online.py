@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from agents.base import ActorState, Agent
-from agents.external import ExternalLearner
+from agents.external import ExternalLearner, SelfRunningLearner
 from envs.pool import EnvPool, PoolStep
 from experiments.checkpoint import CheckpointStore
 from experiments.config import RunConfig
@@ -52,7 +53,8 @@ class OnlineLoop(Loop):
 
     def begin(self) -> None:
         """Start the environments."""
-        self.pool.reset()
+        if not isinstance(self.agent, SelfRunningLearner):
+            self.pool.reset()
 
     def advance(self) -> None:
         """One decision in every slot and what is learned from it; of an external learner, one round of its own."""
@@ -87,6 +89,15 @@ class OnlineLoop(Loop):
         self.pool.reset_ended()
         self.reporter.progress(self.clock)
         return transitions
+
+    def ran(self, env_steps: int, episodes: Sequence[tuple[float, int]]) -> None:
+        """Count and report what a learner did in environments of its own."""
+        self.clock.tick(env_steps)
+        for value, length in episodes:
+            values = {"return": value, "length": length, "episode": self.clock.episodes}
+            self.clock.episodes += 1
+            self.reporter.record("episode", self.clock, values)
+        self.reporter.progress(self.clock)
 
     def report_episodes(self, transitions: Transitions) -> None:
         self.returns += transitions.reward.double().cpu().numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -16,6 +16,40 @@ from mbrl.data.record import Record
 from mbrl.data.transitions import Transitions
 from mbrl.fitting.base import ModelFitter, check_counts, check_rows, check_shares, check_weights
 from mbrl.models.base import DynamicsModel
+
+Outcome = TypeVar("Outcome")
+
+
+class Epochs(Protocol):
+    """A model's members under training, here or split over processes."""
+
+    judged: bool
+    """Whether rows are held out"""
+
+    def epoch(self, order: Tensor) -> tuple[Tensor, bool]:
+        """One epoch on examples ``order [E, n]``, a batch after the other.
+
+        Returns:
+            Sums over its steps of the members' losses, ``[E]``; ``[1]`` or more parts where a model only tells their
+            sum. And whether any member is better than ever on held-out rows.
+        """
+
+
+class MemberWorkers(Protocol):
+    """Train the members of one model split over processes: the weights, optimiser and random numbers are those of
+    training them together. See :class:`mbrl.distributed.fitting.FitWorkers`.
+    """
+
+    def train(
+        self,
+        fitter: Fitter,
+        model: DynamicsModel,
+        optimizer: torch.optim.Optimizer,
+        examples: Examples,
+        generator: Generator,
+        run: Callable[[Epochs], Outcome],
+    ) -> Outcome:
+        """What ``run`` makes of the members under training; ``model`` and ``optimizer`` are then as after it."""
 
 
 class Fitter(ModelFitter):
@@ -78,6 +112,8 @@ class Fitter(ModelFitter):
         self.first_updates = self.max_updates if first_updates is None else first_updates
         self.improvement, self.bootstrap, self.compile = improvement, bootstrap, compile
         self.optimizer: torch.optim.Optimizer | None = None
+        self.workers: MemberWorkers | None = None
+        """Who trains models of several members; None: this process. May be changed between fits."""
         self._pending: dict[str, Any] | None = None
         self._loss: Callable[[Any], tuple[Tensor, dict[str, Tensor]]] | None = None
 
@@ -98,7 +134,7 @@ class Fitter(ModelFitter):
         optimizer = self._optimizer(model)
         rows: Record = model.prepare(data)
         train, held = self.split(data, generator, model.window)
-        examples = _Examples.of(rows, data, model.window, train, held, generator)
+        examples = Examples.of(rows, data, model.window, train, held, generator)
         limit = self.first_updates if self.fits == 0 else self.max_updates
         updates, epochs, loss = self._train(model, optimizer, examples, weights, generator, limit)
         self.fits += 1
@@ -113,36 +149,37 @@ class Fitter(ModelFitter):
         self,
         model: DynamicsModel,
         optimizer: torch.optim.Optimizer,
-        examples: _Examples,
+        examples: Examples,
         weights: Tensor | None,
         generator: Generator,
         limit: int,
     ) -> tuple[int, int, float]:
         """Epochs until the limit or until no member improves; returns (updates, epochs, last loss)."""
-        best = _Best(model, examples[examples.held], self.improvement) if len(examples.held) else None
-        members = self._member_rows(model.members, examples.train, examples.weigh(weights), generator)
+
+        def run(training: Epochs) -> tuple[int, int, float]:
+            members = self._member_rows(model.members, examples.train, examples.weigh(weights), generator)
+            return self._epochs(training, members, generator, limit)
+
+        if self.workers is not None and splits(model):
+            return self.workers.train(self, model, optimizer, examples, generator, run)
+        assert self._loss is not None
+        training = Training(model, optimizer, self._loss, examples, self.batch_size, self.improvement)
+        result = run(training)
+        training.finish()
+        return result
+
+    def _epochs(self, training: Epochs, members: Tensor, generator: Generator, limit: int) -> tuple[int, int, float]:
+        """As :meth:`_train`, on each member's own examples ``members [E, n]``."""
         updates, epoch, stale, loss = 0, 0, 0, math.nan
         per_epoch = max(1, members.shape[1] // self.batch_size)
         while updates < limit and epoch < self.max_epochs and stale < self.patience:
-            total, steps = torch.zeros((), device=members.device), min(per_epoch, limit - updates)
-            order = _shuffle(members, generator)
-            for i in range(steps):
-                total += self._update(optimizer, examples[order[:, i * self.batch_size : (i + 1) * self.batch_size]])
+            steps = min(per_epoch, limit - updates)
+            losses, improved = training.epoch(_shuffle(members, generator)[:, : steps * self.batch_size])
             updates, epoch = updates + steps, epoch + 1
-            loss = float(total) / (steps * model.members)
-            if best is not None:
-                stale = 0 if best.improved() else stale + 1
-        if best is not None:
-            best.restore()
+            loss = float(losses.sum()) / (steps * len(members))
+            if training.judged:
+                stale = 0 if improved else stale + 1
         return updates, epoch, loss
-
-    def _update(self, optimizer: torch.optim.Optimizer, batch: Record) -> Tensor:
-        assert self._loss is not None
-        loss, _ = self._loss(batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
 
     def _member_rows(self, members: int, train: Tensor, weights: Tensor | None, generator: Generator) -> Tensor:
         """``[E, n]`` row numbers of each member's own training set."""
@@ -160,13 +197,17 @@ class Fitter(ModelFitter):
     def _optimizer(self, model: DynamicsModel) -> torch.optim.Optimizer:
         if self.optimizer is None:
             self._loss = torch.compile(model.loss) if self.compile else model.loss
-            self.optimizer = torch.optim.Adam(model.parameter_groups(self.weight_decay), lr=self.lr, fused=True)
+            self.optimizer = self.adam(model.parameter_groups(self.weight_decay))
             if self._pending is not None:
                 self.optimizer.load_state_dict(self._pending)
                 self._pending = None
         if self.optimizer.param_groups[0]["params"][0] is not model.parameter_groups(0.0)[0]["params"][0]:
             raise UserError("fitter", "another model", "a fitter keeps the optimiser of one model; make one for each")
         return self.optimizer
+
+    def adam(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """A fresh optimiser of groups of parameters."""
+        return torch.optim.Adam(groups, lr=self.lr, fused=True)
 
     def state_dict(self) -> dict[str, Any]:
         state = self._pending if self.optimizer is None else self.optimizer.state_dict()
@@ -179,7 +220,7 @@ class Fitter(ModelFitter):
 
 
 @dataclass(frozen=True)
-class _Examples:
+class Examples:
     """What a batch is made of: single rows, or windows of consecutive rows."""
 
     rows: Record
@@ -192,7 +233,7 @@ class _Examples:
     @classmethod
     def of(
         cls, rows: Record, data: Transitions, window: int, train: Tensor, held: Tensor, generator: Generator
-    ) -> _Examples:
+    ) -> Examples:
         """Windows all of whose rows are trained on, and windows all of whose rows are held out; others are left out."""
         if window == 1:
             return cls(rows, None, train, held)
@@ -213,6 +254,60 @@ class _Examples:
     def weigh(self, weights: Tensor | None) -> Tensor | None:
         """Weight of each example: a window has that of its first row."""
         return weights if weights is None or self.places is None else weights[self.places[:, 0]]
+
+
+class Training:
+    """One fit's epochs in this process.
+
+    Args:
+        model: whose members are trained.
+        optimizer: anything with an optimiser's ``zero_grad`` and ``step``.
+        loss: the model's, maybe compiled.
+        examples: what to train on and to judge by.
+        batch_size: examples for each member and step.
+        improvement: see :class:`Fitter`.
+    """
+
+    def __init__(
+        self,
+        model: DynamicsModel,
+        optimizer: Descent,
+        loss: Callable[[Any], tuple[Tensor, dict[str, Tensor]]],
+        examples: Examples,
+        batch_size: int,
+        improvement: float,
+    ) -> None:
+        self.model, self.optimizer, self.loss, self.examples = model, optimizer, loss, examples
+        self.batch_size = batch_size
+        self.judged = len(examples.held) > 0
+        self.best = _Best(model, examples[examples.held], improvement) if self.judged else None
+
+    def epoch(self, order: Tensor) -> tuple[Tensor, bool]:
+        """See :meth:`Epochs.epoch`."""
+        losses = torch.zeros((), device=order.device)
+        for numbers in order.split(self.batch_size, 1):
+            losses = losses + self._update(self.examples[numbers])
+        return losses.view(-1), self.best is not None and self.best.improved()
+
+    def _update(self, batch: Record) -> Tensor:
+        """One step; the members' losses before it, or their sum where the model does not tell them apart."""
+        loss, metrics = self.loss(batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return metrics["member_losses"] if "member_losses" in metrics else loss.detach()
+
+    def finish(self) -> None:
+        """Return every member to its own best weights."""
+        if self.best is not None:
+            self.best.restore()
+
+
+class Descent(Protocol):
+    """What training needs of an optimiser."""
+
+    def zero_grad(self) -> None: ...
+    def step(self) -> Any: ...
 
 
 class _Best:
@@ -236,6 +331,11 @@ class _Best:
         with torch.no_grad():
             for kept, p in zip(self.weights, self.model.parameters(), strict=True):
                 p.copy_(kept)
+
+
+def splits(model: DynamicsModel) -> bool:
+    """Whether a model has several members, whose every parameter lies along its first dimension."""
+    return model.members > 1 and all(p.shape[:1] == (model.members,) for p in model.parameters())
 
 
 def _shuffle(members: Tensor, generator: Generator) -> Tensor:

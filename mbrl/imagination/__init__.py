@@ -2,7 +2,7 @@
 
 from mbrl.imagination.filters import ChooseBest, Drop, Filter, Move, ScoreStop, UncertaintyPenalty, UncertaintyStop
 from mbrl.imagination.model_buffer import ModelBuffer, mixed_batches, published_capacity
-from mbrl.imagination.rollout import Chooser, PlannerChooser, PolicyChooser, imagine
+from mbrl.imagination.rollout import Chooser, ChunkMaker, PlannerChooser, PolicyChooser, imagine
 from mbrl.imagination.schedule import HorizonSchedule
 from mbrl.imagination.starts import BufferStarts, StartSampler, StartTable
 
@@ -10,6 +10,7 @@ __all__ = [
     "BufferStarts",
     "ChooseBest",
     "Chooser",
+    "ChunkMaker",
     "Drop",
     "Filter",
     "HorizonSchedule",

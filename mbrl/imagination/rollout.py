@@ -6,7 +6,7 @@ Optimization", 2019 (MBPO).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -22,6 +22,8 @@ from mbrl.models.base import DynamicsModel, State
 from mbrl.planning.base import Planner
 from mbrl.planning.objective import Objective
 
+CHUNK_ROWS = 10_000
+"""Rows of a chunk"""
 LEAST_ROWS = 16
 """The smallest chunk: below it, libraries of matrix products change their order of summation with the batch size."""
 
@@ -64,6 +66,38 @@ class PlannerChooser:
         return self.planner.plan(model, self.objective, state, fresh, generator=generator).actions[0]
 
 
+class ChunkMaker(Protocol):
+    """Who makes the chunks of :func:`imagine`: this process (:func:`make_chunks`), or workers elsewhere."""
+
+    def __call__(
+        self,
+        model: DynamicsModel,
+        act: Chooser,
+        chunks: Sequence[State],
+        horizon: int,
+        filters: Sequence[Filter],
+        *,
+        seed: int,
+        chunk_rows: int,
+    ) -> Iterator[Transitions]:
+        """Each of ``chunks`` as :func:`imagine_chunk` makes it, in order; on any device."""
+
+
+def make_chunks(
+    model: DynamicsModel,
+    act: Chooser,
+    chunks: Sequence[State],
+    horizon: int,
+    filters: Sequence[Filter],
+    *,
+    seed: int,
+    chunk_rows: int,
+) -> Iterator[Transitions]:
+    """The chunks, made here one after the other."""
+    for index, start in enumerate(chunks):
+        yield imagine_chunk(model, act, start, horizon, filters, seed=seed, index=index, chunk_rows=chunk_rows)
+
+
 @torch.no_grad()
 def imagine(
     model: DynamicsModel,
@@ -73,14 +107,14 @@ def imagine(
     filters: Sequence[Filter] = (),
     *,
     seed: int,
-    chunk_rows: int = 10_000,
+    chunk_rows: int = CHUNK_ROWS,
     policy_version: int = 0,
+    maker: ChunkMaker = make_chunks,
 ) -> Transitions:
     """Follow ``act`` in ``model`` for up to ``horizon`` steps from every row of ``start [B]``.
 
     Rows are cut into chunks of ``chunk_rows``, each with a seed of its own, so the result depends neither on the order
-    in which chunks are made nor on the process that makes them: :func:`cut` the rows, call :func:`imagine_chunk`
-    anywhere, :func:`join` what it gives.
+    in which chunks are made nor on the process that makes them: ``maker`` may have them made elsewhere.
 
     Returns:
         The rows that exist, time-major: every start row's first step, then the second step of those that go on, and
@@ -100,16 +134,17 @@ def imagine(
         chunk_rows: rows of a chunk; fewer start rows than that make one chunk of their own size. The last chunk is
             filled up with copies, which are cut off afterwards.
         policy_version: stored with every row.
+        maker: who makes the chunks.
 
     Raises:
         UserError: a horizon or chunk size below 1, no start rows, or filters that do not go together.
     """
-    bound, width = model.bind(), chunk_width(start, chunk_rows)
-    made = [
-        imagine_chunk(bound, act, chunk, horizon, filters, seed=seed, index=i, chunk_rows=width)
-        for i, chunk in enumerate(cut(start, chunk_rows))
-    ]
-    return join(made, chunk_rows, policy_version)
+    check_filters(filters)
+    if horizon < 1:
+        raise UserError("horizon", horizon, "imagine at least one step")
+    chunks, width, device = cut(start, chunk_rows), chunk_width(start, chunk_rows), _leaf(start).device
+    made = maker(model.bind(), act, chunks, horizon, filters, seed=seed, chunk_rows=width)
+    return join([rows.to(device) for rows in made], chunk_rows, policy_version)
 
 
 def cut(start: State, chunk_rows: int) -> list[State]:
@@ -142,9 +177,6 @@ def imagine_chunk(
     ``episode`` counts from 0 inside the chunk. All rows keep their place through the horizon, ended ones standing
     still, so shapes are fixed and the device is waited for once, when the rows that exist are taken out at the end.
     """
-    check_filters(filters)
-    if horizon < 1:
-        raise UserError("horizon", horizon, "imagine at least one step")
     rows = _rows(start)
     place = torch.arange(chunk_rows, device=_leaf(start).device)
     generator = seeding.generator(seed, "chunk", index, device=place.device)

@@ -171,7 +171,8 @@ class DynamicsModel(nn.Module, ABC):
 
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss, and what to log, on prepared rows whose tensors are ``[members, B, ...]`` (with a
-        :attr:`window`, ``[members, B, window, ...]``).
+        :attr:`window`, ``[members, B, window, ...]``). With several members it is the sum of their losses; these,
+        ``member_losses [members]`` among what to log, make the reported loss the same bits however they are split.
         """
         raise NotImplementedError(f"{type(self).__name__} is not trained by gradient: it has no loss(batch)")
 

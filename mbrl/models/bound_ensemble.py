@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from envs.errors import UserError
@@ -49,7 +49,19 @@ class BoundEnsemble(DynamicsModel):
             self._fold_variance(source, biases, scale, elites)
         self.weights = [w.to(self.dtype) for w in weights]
         self.biases = [b.to(self.dtype) for b in biases]
-        self._advance = torch.compile(self._advance_rows, dynamic=True) if source.compile_step else self._advance_rows
+        self._choose_advance()
+
+    def _choose_advance(self) -> None:
+        compiled = self._source[0].compile_step
+        self._advance = torch.compile(self._advance_rows, dynamic=True) if compiled else self._advance_rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without compiled code, which cannot be pickled; another process compiles its own."""
+        return {name: value for name, value in vars(self).items() if name != "_advance"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        nn.Module.__setstate__(self, state)
+        self._choose_advance()
 
     def _fold_inputs(self, source: ProbabilisticEnsemble, weights: list[Tensor], biases: list[Tensor]) -> None:
         """First layer for raw inputs: ``((x - mean) / std) W + b = x (W / std) + (b - (mean / std) W)``.

@@ -132,14 +132,18 @@ class ProbabilisticEnsemble(DynamicsModel):
         mean, log_var, logit = self._outputs(batch.inputs)
         error = (mean - batch.targets).square() * self.get_buffer("varies")
         if log_var is None:
-            loss = error.mean((1, 2)).sum()
+            each = error.mean((1, 2))
+            loss = each.sum()
         else:
             nll = error * torch.exp(-log_var) + log_var * self.get_buffer("varies")
-            loss = nll.mean((1, 2)).sum()
-            loss = loss + self.bound_weight * (self.max_log_var.sum() - self.min_log_var.sum())
+            each = nll.mean((1, 2))
+            loss = each.sum() + self.bound_weight * (self.max_log_var.sum() - self.min_log_var.sum())
+            pull = (self.max_log_var.detach() - self.min_log_var.detach()).sum((1, 2))
+            each = each.detach() + self.bound_weight * pull
         if logit is not None:
-            loss = loss + F.binary_cross_entropy_with_logits(logit, batch.ends, reduction="none").mean((1, 2)).sum()
-        return loss, {"loss": loss.detach()}
+            miss = F.binary_cross_entropy_with_logits(logit, batch.ends, reduction="none").mean((1, 2))
+            loss, each = loss + miss.sum(), each.detach() + miss.detach()
+        return loss, {"loss": loss.detach(), "member_losses": each.detach()}
 
     @torch.no_grad()
     def holdout_score(self, batch: Regression) -> tuple[Tensor, dict[str, Tensor]]:

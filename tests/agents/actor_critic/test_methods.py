@@ -205,7 +205,7 @@ def test_crossq_normalizes_both_halves_together(make: Make, rows: Rows) -> None:
     learner, batches = crossq(make), rows(1, 32)
     batch, params = batches[0], critics(learner, "critic")
     with torch.no_grad():
-        out = learner._policy_outputs(batch.next_obs)  # by running statistics
+        out = learner.behaviour().outputs(batch.next_obs)  # by running statistics
         choice = learner.networks.head.choose_next(out, noise(32)[1], None)
     assert choice.action is not None
     halves = torch.cat([batch.obs, batch.action], -1), torch.cat([batch.next_obs, choice.action], -1)
