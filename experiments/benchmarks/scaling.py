@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from scipy.optimize import nnls
 from torch import Generator, Tensor
@@ -168,22 +169,22 @@ def overhead(sizes: Sizes, crew: ImaginationWorkers, repeats: int) -> dict[str, 
 
 
 def broadcast(sizes: Sizes, crew: ImaginationWorkers, repeats: int) -> list[dict[str, float]]:
-    """For every width of the networks: bytes, seconds to pack, and until all workers have used new weights."""
+    """For every width of the networks: bytes, seconds to pack them, and until all workers hold new weights."""
     found = []
     for hidden in sizes.widths:
-        work, workers = Work(sizes, hidden), len(crew.crew.workers)
-        packed: tuple[Any, ...] = work.model.bind(), work.act, []
-        bytes_sent = sum(array.nbytes for array in Parcel.of(packed).tensors)
-
-        def send(work: Work = work, workers: int = workers) -> None:
+        work, seconds = Work(sizes, hidden), list[tuple[float, float]]()
+        for _ in range(repeats + 1):
             work.change()
-            work(crew, workers, TINY_ROWS, 1)
-
-        cases: dict[str, Callable[[], object]] = {"pack": functools.partial(Parcel.of, packed), "send": send}
-        cases["known"] = functools.partial(work, crew, workers, TINY_ROWS, 1)
-        seconds = wall(cases, repeats)
-        medians = {f"{name}_seconds": statistics.median(values) for name, values in seconds.items()}
-        found.append({"hidden": hidden, "megabytes": bytes_sent / 1e6, **medians})
+            bound = work.model.bind()
+            began = time.perf_counter()
+            parcel = Parcel.of((bound, work.act, []))
+            packed = time.perf_counter()
+            version = crew.publish(parcel)
+            ray.get([worker.actor.ready_with.remote(version) for worker in crew.crew.workers])
+            seconds.append((packed - began, time.perf_counter() - packed))
+        pack, send = (statistics.median(values) for values in zip(*seconds[1:], strict=True))
+        megabytes = sum(array.nbytes for array in parcel.tensors) / 1e6
+        found.append({"hidden": hidden, "megabytes": megabytes, "pack_seconds": pack, "send_seconds": send})
     return found
 
 
@@ -245,8 +246,8 @@ def lines_of(sizes: Sizes, found: Mapping[str, Any]) -> list[str]:
     lines = [f"a call with nothing to do: {tiny['ray']:.2f} ms more than here, {tiny['new']:.2f} with new weights", ""]
     rows: list[list[object]] = [["weights", "MB", "pack ms", "all workers have them, ms"]]
     for one in found["broadcast"]:
-        waited = one["send_seconds"] - one["known_seconds"]
-        rows.append([f"width {one['hidden']}", one["megabytes"], one["pack_seconds"] * 1e3, waited * 1e3])
+        milliseconds = [1e3 * one[f"{name}_seconds"] for name in ("pack", "send")]
+        rows.append([f"width {one['hidden']}", one["megabytes"], *milliseconds])
     lines += [*table(rows), ""]
     rows = [["workers, chunks", "thousand/s", "of in process", "of plain processes"]]
     for one in found["efficiency"]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -15,11 +16,20 @@ import ray
 from mbrl.data.transitions import Transitions
 from mbrl.distributed.cluster import assigned_device, check_resources
 from mbrl.distributed.crew import Crew
-from mbrl.distributed.parcel import Parcel, Replica
+from mbrl.distributed.parcel import Parcel, Replica, to_arrays, to_tensors
 from mbrl.distributed.worker import Arithmetic, Placement
 from mbrl.imagination.filters import Filter
 from mbrl.imagination.rollout import Chooser, imagine_chunk
 from mbrl.models.base import DynamicsModel, State
+
+
+@dataclass(frozen=True)
+class Version:
+    """Model, policy and filters as they are at one time."""
+
+    fingerprint: str
+    parcel: Sequence[Any]
+    """One reference to their parcel; inside a list Ray leaves it alone, so that only who needs the parcel fetches it"""
 
 
 class ImaginationWorker:
@@ -34,12 +44,24 @@ class ImaginationWorker:
         self.replica = self.replica or Replica(assigned_device())
         return Placement.here()
 
-    def make(self, parcel: Parcel, start: State, horizon: int, seed: int, index: int, chunk_rows: int) -> Transitions:
-        """Chunk ``index``, in memory of the CPU."""
+    def hold(self, version: Version) -> Any:
+        """Take a version over, if it is another one than before; what is in it."""
         assert self.replica is not None
-        model, act, filters = self.replica.open(parcel)
-        here, how = start.to(self.replica.device), {"seed": seed, "index": index, "chunk_rows": chunk_rows}
-        return imagine_chunk(model, act, here, horizon, filters, **how).to("cpu")
+        if self.replica.fingerprint == version.fingerprint:
+            return self.replica.content
+        return self.replica.open(ray.get(version.parcel[0]))
+
+    def ready_with(self, version: Version) -> str:
+        """Hold a version before it is needed; its fingerprint."""
+        self.hold(version)
+        return version.fingerprint
+
+    def make(self, version: Version, start: State, horizon: int, seed: int, index: int, chunk_rows: int) -> Transitions:
+        """Chunk ``index``; rows go and come as arrays."""
+        model, act, filters = self.hold(version)
+        assert self.replica is not None
+        here, how = to_tensors(start).to(self.replica.device), {"seed": seed, "index": index, "chunk_rows": chunk_rows}
+        return to_arrays(imagine_chunk(model, act, here, horizon, filters, **how))
 
 
 class ImaginationWorkers:
@@ -63,7 +85,7 @@ class ImaginationWorkers:
         options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "scheduling_strategy": "SPREAD"}
         hire = functools.partial(ray.remote(ImaginationWorker).options(**options).remote, Arithmetic.here())
         self.crew = Crew(hire, workers, "imagination workers")
-        self._sent: tuple[str, Any] = "", None
+        self._sent = Version("", ())
 
     def __call__(
         self,
@@ -77,19 +99,18 @@ class ImaginationWorkers:
         chunk_rows: int,
     ) -> Iterator[Transitions]:
         """As :func:`mbrl.imagination.rollout.make_chunks`."""
-        parcel = self._broadcast(Parcel.of((model, act, list(filters))))
+        version = self.publish(Parcel.of((model, act, list(filters))))
 
         def submit(worker: Any, index: int) -> Any:
-            start = chunks[index].to("cpu")
-            return worker.make.remote(parcel, start, horizon, seed, index, chunk_rows)
+            return worker.make.remote(version, to_arrays(chunks[index]), horizon, seed, index, chunk_rows)
 
-        return self.crew.map(len(chunks), submit)
+        return map(to_tensors, self.crew.map(len(chunks), submit))
 
-    def _broadcast(self, parcel: Parcel) -> Any:
-        """A reference to the parcel; one of the same content as the last is not sent again."""
-        if self._sent[0] != parcel.fingerprint:
-            self._sent = parcel.fingerprint, ray.put(parcel)
-        return self._sent[1]
+    def publish(self, parcel: Parcel) -> Version:
+        """Put a parcel where workers fetch it; one of the same content as the last is there already."""
+        if self._sent.fingerprint != parcel.fingerprint:
+            self._sent = Version(parcel.fingerprint, [ray.put(parcel)])
+        return self._sent
 
     def placements(self) -> list[Placement]:
         """Where the workers are; waits until all have started."""

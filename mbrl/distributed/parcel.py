@@ -7,7 +7,7 @@ import io
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from ray import cloudpickle
 from torch import Tensor, nn
 
 from envs.errors import UserError
+from mbrl.data.record import Record
 
 TENSOR, DEVICE = "tensor", "device"
 
@@ -54,6 +55,19 @@ class Parcel:
         return cls(file.getvalue(), [_as_array(tensor) for tensor in tensors], digest.hexdigest())
 
 
+Some = TypeVar("Some", bound=Record)
+
+
+def to_arrays(record: Some) -> Some:
+    """A record with arrays for its tensors: Ray shares arrays between processes, tensors it would pickle."""
+    return record.map(lambda tensor: _as_array(tensor.detach().cpu().contiguous()))
+
+
+def to_tensors(record: Some) -> Some:
+    """What :func:`to_arrays` was given, on the CPU."""
+    return record.map(_as_tensor)
+
+
 class Replica:
     """The newest object that a worker was sent, kept on its own device.
 
@@ -63,20 +77,21 @@ class Replica:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.fingerprint = ""
+        """Of the parcel that was opened last"""
+        self.content: Any = None
         self._skeleton = b""
-        self._fingerprint = ""
         self._tensors: list[Tensor] = []
-        self._object: Any = None
 
     def open(self, parcel: Parcel) -> Any:
         """The object, as it was when the parcel was packed."""
-        if parcel.fingerprint != self._fingerprint:
+        if parcel.fingerprint != self.fingerprint:
             if parcel.skeleton == self._skeleton:
                 self._rewrite(parcel.tensors)
             else:
                 self._build(parcel)
-            self._fingerprint = parcel.fingerprint
-        return self._object
+            self.fingerprint = parcel.fingerprint
+        return self.content
 
     def _rewrite(self, arrays: Sequence[Any]) -> None:
         with torch.no_grad():
@@ -85,7 +100,7 @@ class Replica:
 
     def _build(self, parcel: Parcel) -> None:
         unpickler = _Unpickler(io.BytesIO(parcel.skeleton), parcel.tensors, self.device)
-        self._object = unpickler.load()
+        self.content = unpickler.load()
         self._tensors, self._skeleton = unpickler.tensors, parcel.skeleton
 
 
