@@ -6,6 +6,7 @@ Optimization", 2019 (MBPO).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -197,9 +198,16 @@ def join(chunks: Sequence[Transitions], chunk_rows: int, policy_version: int = 0
     """The chunks in the order of their indices as one, time-major, with ``episode`` counted over all of them."""
     rows = chunks[0]
     if len(chunks) > 1:
-        rows = Transitions.cat([replace(rows, episode=rows.episode + i * chunk_rows) for i, rows in enumerate(chunks)])
-        rows = rows[rows.step.argsort(stable=True)]
+        split = [_by_depth(replace(rows, episode=rows.episode + i * chunk_rows)) for i, rows in enumerate(chunks)]
+        depths = itertools.zip_longest(*split)
+        rows = Transitions.cat([part for parts in depths for part in parts if part is not None])
     return replace(rows, policy_version=torch.full_like(rows.step, policy_version))
+
+
+def _by_depth(chunk: Transitions) -> list[Transitions]:
+    """The rows of every depth. A chunk is time-major, so nothing has to be sorted."""
+    ends = [0, *torch.bincount(chunk.step, minlength=1).cumsum(0).tolist()]
+    return [chunk[first:end] for first, end in itertools.pairwise(ends)]
 
 
 def _advance(model: DynamicsModel, act: Chooser, state: State, filters: Sequence[Filter], generator: Generator) -> Move:
