@@ -51,8 +51,8 @@ class Sizes:
     members: int = 7
     layers: int = 4
     hidden: int = 200
-    rows: int = 5000
-    """Of a chunk"""
+    rows: int = 10_000
+    """Of a chunk: what the library makes in one piece"""
     horizon: int = 3
     chunks: tuple[int, ...] = (2, 4, 8)
     workers: tuple[int, ...] = (1, 2)

@@ -27,7 +27,7 @@ from mbrl.models.base import DynamicsModel, State
 class Version:
     """Model, policy and filters as they are at one time."""
 
-    fingerprint: str
+    number: int
     parcel: Sequence[Any]
     """One reference to their parcel; inside a list Ray leaves it alone, so that only who needs the parcel fetches it"""
 
@@ -38,6 +38,7 @@ class ImaginationWorker:
     def __init__(self, arithmetic: Arithmetic) -> None:
         arithmetic.apply()
         self.replica: Replica | None = None
+        self.version = -1
 
     def ready(self) -> Placement:
         """Answers once the actor can work. Raises ``UserError`` where the GPU that Ray gave it is not there."""
@@ -47,14 +48,15 @@ class ImaginationWorker:
     def hold(self, version: Version) -> Any:
         """Take a version over, if it is another one than before; what is in it."""
         assert self.replica is not None
-        if self.replica.fingerprint == version.fingerprint:
-            return self.replica.content
-        return self.replica.open(ray.get(version.parcel[0]))
+        if version.number != self.version:
+            self.replica.open(ray.get(version.parcel[0]))
+            self.version = version.number
+        return self.replica.content
 
-    def ready_with(self, version: Version) -> str:
-        """Hold a version before it is needed; its fingerprint."""
+    def ready_with(self, version: Version) -> int:
+        """Hold a version before it is needed; its number."""
         self.hold(version)
-        return version.fingerprint
+        return self.version
 
     def make(self, version: Version, start: State, horizon: int, seed: int, index: int, chunk_rows: int) -> Transitions:
         """Chunk ``index``; rows go and come as arrays."""
@@ -85,7 +87,7 @@ class ImaginationWorkers:
         options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "scheduling_strategy": "SPREAD"}
         hire = functools.partial(ray.remote(ImaginationWorker).options(**options).remote, Arithmetic.here())
         self.crew = Crew(hire, workers, "imagination workers")
-        self._sent = Version("", ())
+        self._sent: tuple[Version, Parcel] | None = None
 
     def __call__(
         self,
@@ -108,9 +110,10 @@ class ImaginationWorkers:
 
     def publish(self, parcel: Parcel) -> Version:
         """Put a parcel where workers fetch it; one of the same content as the last is there already."""
-        if self._sent.fingerprint != parcel.fingerprint:
-            self._sent = Version(parcel.fingerprint, [ray.put(parcel)])
-        return self._sent
+        if self._sent is None or not parcel.same(self._sent[1]):
+            number = 0 if self._sent is None else self._sent[0].number + 1
+            self._sent = Version(number, [ray.put(parcel)]), parcel
+        return self._sent[0]
 
     def placements(self) -> list[Placement]:
         """Where the workers are; waits until all have started."""
