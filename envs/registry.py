@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -67,9 +68,40 @@ def register_scheme(scheme: str, loader: Loader) -> None:
     _SCHEMES[scheme] = loader
 
 
-def registered_schemes() -> dict[str, Loader]:
-    """The loaders by scheme: a process that was started elsewhere registers them again."""
-    return dict(_SCHEMES)
+@dataclass(frozen=True)
+class Surroundings:
+    """Where this process finds environments: what one that was started elsewhere lacks."""
+
+    schemes: Mapping[str, Loader]
+    paths: Sequence[str]
+
+    @classmethod
+    def here(cls) -> Surroundings:
+        return cls(dict(_SCHEMES), tuple(sys.path))
+
+    def bring(self) -> None:
+        """Know them in this process too."""
+        sys.path += [path for path in self.paths if path not in sys.path]
+        for scheme, loader in self.schemes.items():
+            register_scheme(scheme, loader)
+
+
+class EnvMaker:
+    """Makes an environment from arguments of :func:`make_env`, in a process that was started elsewhere too."""
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self.arguments = dict(arguments)
+
+    def __call__(self) -> BoundaryEnv:
+        return make_env(**self.arguments)
+
+    def __reduce__(self) -> tuple[Callable[..., EnvMaker], tuple[Any, ...]]:
+        return _maker_from_elsewhere, (Surroundings.here(), self.arguments)
+
+
+def _maker_from_elsewhere(surroundings: Surroundings, arguments: Mapping[str, Any]) -> EnvMaker:
+    surroundings.bring()
+    return EnvMaker(arguments)
 
 
 def register_alias(scheme: str, alias: Alias) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 LEVELS = ("random", "medium", "medium-replay", "medium-expert", "expert", "full-replay")
 KINDS = ("recipes", "suites", "envs", "tasks", "models", "planners", "agents")
-OPEN_ENDED = ("train", "bench", "compare", "sweep", "fit", "dataset collect")
+OPEN_ENDED = ("train", "resume", "bench", "compare", "sweep", "fit", "dataset collect")
 """Commands that take dotted overrides, or arguments of their own"""
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -104,12 +104,17 @@ def typed_modules(options: argparse.Namespace, overrides: Sequence[tuple[str, An
 
 
 def resume(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
-    """Continue a run from its newest checkpoint."""
+    """Continue a run from its newest checkpoint, perhaps with other workers."""
     from experiments.session import Session, saved
-    from experiments.workers import workers_of
+    from experiments.workers import RESUMABLE, workers_of
 
+    overrides = dotted(rest)
+    for key, value in overrides:
+        if key not in RESUMABLE:
+            fix = "a run goes on as it was configured; of workers, other numbers can be given"
+            raise UserError(f"--{key}", value, fix, RESUMABLE)
     run = trusted_run(options, command)
-    resolved = saved(run, options.trust)
+    resolved = saved(run, options.trust, overrides)
     with workers_of(resolved.config, options.ray) as workers, contextlib.closing(Session(resolved, workers)) as session:
         finish(session, run, options.quiet)
 

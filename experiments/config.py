@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from agents.base import Agent
 from envs.boundary import BoundaryEnv
 from envs.errors import UserError
-from envs.registry import make_env
+from envs.registry import EnvMaker
 from envs.spec import EnvSpec
 from experiments.config_problems import first_problem, innermost, user_error_in
 from experiments.given_data import env_of_data, locate
@@ -301,7 +300,7 @@ def overlay_of(recipe: Path, env: str) -> Path:
 
 def make_one_env(env: EnvConfig, render_mode: str | None = None) -> Callable[[], BoundaryEnv]:
     """A picklable maker of the configured environment."""
-    return functools.partial(make_env, render_mode=render_mode, **env_arguments(env))
+    return EnvMaker({"render_mode": render_mode, **env_arguments(env)})
 
 
 def env_arguments(env: EnvConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -57,6 +57,7 @@ def admit(run: str, trust: Iterable[str]) -> None:
         fix = f"{missing} in the configuration of this run is code outside the project; if you trust it: {words}"
         raise UserError("env.id", f"{SCHEME}:{run}", fix)
     _admitted.update(trust)
+    register_scheme(SCHEME, functools.partial(_load_admitting, tuple(sorted(_admitted))))
 
 
 class ServedModel(ModelEnv):
@@ -153,6 +154,12 @@ def load(run: str, starts: StartsFrom = "first", render_mode: str | None = None)
         fix = "the run's replay buffer holds no such observation; train it longer, or set env.kwargs.starts: all"
         raise UserError(f"{SCHEME}:{run}", starts, fix)
     return _class_for(served.spec)(served, served.starts[starts])
+
+
+def _load_admitting(admitted: Sequence[str], run: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    """As :func:`load`, in a process that was started elsewhere by one whose user trusts ``admitted``."""
+    _admitted.update(admitted)
+    return load(run, **kwargs)
 
 
 def _class_for(spec: EnvSpec) -> type[ServedModel]:

@@ -18,13 +18,18 @@ if TYPE_CHECKING:
     from mbrl.distributed.async_rollouts import AsyncRollouts
 
 
+RESUMABLE = tuple(f"workers.{name}" for name in ("imagination", "environments", "fitting", "num_cpus", "num_gpus"))
+"""Settings that a run can go on with others of: its data does not depend on them"""
+
+
 @dataclass(frozen=True)
 class WorkersConfig:
     """Ray workers of a run; without ``--ray`` nothing of this counts. The workers of a kind work while the others wait.
 
     Args:
-        imagination: workers that imagine, each with a copy of model and policy; null for one a CPU of the cluster (or
-            as many as its GPUs hold, with ``num_gpus``), 0 for none.
+        imagination: workers that imagine, each with a copy of model and policy; 0 for none. null is one a CPU of the
+            cluster, as far as there is room beside the others; with ``num_gpus`` as many as the GPUs hold; none where
+            the agent is on a GPU and workers have none.
         environments: workers that the ``num_envs`` environments are spread over; 0 plays in the run's own process. A
             round costs some 2 ms more with them, so they are for steps that take longer.
         fitting: workers that the members of an ensemble are fitted in; 0 fits in the run's own process.
@@ -53,19 +58,28 @@ class Workers:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        from mbrl.distributed.cluster import check_resources, most_workers
+        from mbrl.distributed.cluster import check_resources, processors
 
         self.config = asked = config.workers
         self.closing = ExitStack()
-        each = asked.num_cpus, asked.num_gpus
-        room = max(1, most_workers(*each) - asked.fitting)
-        self.imagination = room if asked.imagination is None else asked.imagination
-        players = most_workers(1.0) if asked.asynchronous and not asked.environments else asked.environments
+        players = processors() if asked.asynchronous and not asked.environments else asked.environments
         self.environments = min(players, config.num_envs)
-        if self.imagination + asked.fitting:
-            check_resources(self.imagination + asked.fitting, *each, "workers.imagination, workers.fitting")
-        if self.environments:
-            check_resources(self.environments, asked.num_cpus, 0.0, "workers.environments")
+        self.imagination = self._room() if asked.imagination is None else asked.imagination
+        computing = self.imagination + asked.fitting
+        names = "workers.imagination + fitting + environments"
+        if computing + self.environments:
+            check_resources(computing + self.environments, asked.num_cpus, 0.0, names)
+        if computing:
+            check_resources(computing, 0.0, asked.num_gpus, "workers.imagination + fitting")
+
+    def _room(self) -> int:
+        """Workers that imagine, where nobody says how many: one a CPU, or what the GPUs hold; beside all others."""
+        from mbrl.distributed.cluster import fitting, processors
+
+        asked = self.config
+        most = float("inf") if asked.num_gpus else processors()
+        cpus = fitting("CPU", asked.num_cpus) - asked.fitting - self.environments
+        return max(0, int(min(most, cpus, fitting("GPU", asked.num_gpus) - asked.fitting)))
 
     @property
     def vectorize(self) -> Vectorize | None:
@@ -79,7 +93,8 @@ class Workers:
     def serve(self, agent: Agent) -> None:
         """Have the agent's work done by workers, as far as it has such work."""
         each = {"num_cpus": self.config.num_cpus, "num_gpus": self.config.num_gpus}
-        if self.imagination and isinstance(agent, Imagines):
+        slower = agent.device.type != "cpu" and not self.config.num_gpus and self.config.imagination is None
+        if self.imagination and isinstance(agent, Imagines) and not slower:
             from mbrl.distributed.imagination import ImaginationWorkers
 
             maker = ImaginationWorkers(self.imagination, **each)

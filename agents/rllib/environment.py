@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +12,7 @@ import numpy as np
 
 from envs.boundary import BoundaryEnv
 from envs.errors import UserError
-from envs.registry import Loader, make_env, register_scheme, registered_schemes
+from envs.registry import Surroundings, make_env
 from mbrl.imagination.model_env import spaces_of
 
 NAME = "mbrl"
@@ -80,14 +79,12 @@ def register(name: str = NAME) -> None:
     """
     from ray.tune.registry import register_env
 
-    register_env(name, functools.partial(_make, registered_schemes(), tuple(sys.path)))
+    register_env(name, functools.partial(_make, Surroundings.here()))
 
 
-def _make(schemes: Mapping[str, Loader], paths: Sequence[str], arguments: Mapping[str, Any]) -> FlatEnv | TellingEnv:
+def _make(surroundings: Surroundings, arguments: Mapping[str, Any]) -> FlatEnv | TellingEnv:
     """One environment, in a process that may know nothing of the one that asked for it."""
-    sys.path += [path for path in paths if path not in sys.path]  # a user's module lies beside the user's command
-    for scheme in schemes.keys() - registered_schemes().keys():
-        register_scheme(scheme, schemes[scheme])
+    surroundings.bring()
     given = dict(arguments)  # RLlib's own mapping, with more than the arguments
     if not isinstance(given.get("id"), str):
         raise UserError("env_config.id", given.get("id"), 'name an environment: env_config={"id": "Pendulum-v1"}')

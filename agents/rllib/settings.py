@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
+import math
 import sys
 import warnings
 from collections.abc import Mapping
@@ -120,6 +121,8 @@ def _checked(where: str, name: str, value: Any, config: Any) -> Any:
     is_number = isinstance(default, int | float) and not isinstance(default, bool)
     if is_number and (isinstance(value, bool) or not isinstance(value, int | float | list)):
         raise UserError(where, value, f"give a number (RLlib's own: {default})")
+    if name.endswith("lr") and isinstance(value, int | float) and not 0.0 <= value < math.inf:
+        raise UserError(where, value, "give a finite number of at least 0")
     return value
 
 

@@ -64,6 +64,8 @@ class AsyncLoop(OnlineLoop):
         """Show the agent what one worker did, a step of its slots at a time."""
         rows = rollout.transitions
         for first in range(0, len(rows), rollout.slots):
+            if self.clock.env_steps >= self.config.steps:
+                return  # what was played beyond the run's end
             self.clock.tick(rollout.slots)
             step = rows[first : first + rollout.slots]
             self.agent.observe(step)

@@ -16,6 +16,7 @@ from experiments.board import in_words
 from experiments.checkpoint import CheckpointStore
 from experiments.compare.run import usable_cores
 from experiments.compare.status import alone_in
+from experiments.config import find_recipe
 from experiments.storage import write_atomically
 from experiments.sweep.ledger import Ledger, Trial
 from experiments.sweep.plan import Checked, Plan, check, check_same, make_plan, read_plan
@@ -74,7 +75,12 @@ def the_plan(options: argparse.Namespace, overrides: Sequence[tuple[str, Any]]) 
             fix = "a sweep that is there goes on as it was; only --trials, --processes, --ray and --trust can be given"
             raise UserError(typed[0], options.recipe, fix)
         plan = read_plan(earlier)
-        return replace(plan, trials=_whole("--trials", options.trials, plan.trials)), earlier.parent, options.trust
+        return replace(plan, trials=_whole("--trials", options.trials, plan.trials, 1)), earlier.parent, options.trust
+    if earlier.parent.is_dir():
+        raise UserError(
+            "sweep", options.recipe, "there is no sweep.yaml in this folder: name a recipe, or a sweep's folder"
+        )
+    find_recipe(options.recipe)
     plan = _from_flags(options, overrides)
     name = re.sub(r"[^\w.+-]+", "-", f"{Path(plan.recipe).stem}-{plan.env or 'data'}")
     out = Path(options.out if options.out is not None else Path("sweeps") / name)
@@ -93,10 +99,10 @@ def _from_flags(options: argparse.Namespace, overrides: Sequence[tuple[str, Any]
     fixed = {key: parse_value(f"--{key}", text) for key, text in numbers.items() if text is not None}
     fixed |= {key: value for key in ("data", "start_from") if (value := getattr(options, key)) is not None}
     given = {
-        "trials": _whole("--trials", options.trials, 16),
+        "trials": _whole("--trials", options.trials, 16, 1),
         "seed": _whole("--seed", options.seed, 0),
-        "grace": _whole("--grace", options.grace, None),
-        "reduction": _whole("--reduction", options.reduction, 3),
+        "grace": _whole("--grace", options.grace, None, 1),
+        "reduction": _whole("--reduction", options.reduction, 3, 2),
         "metric": options.metric or "return_mean",
         "mode": options.mode or "max",
     }

@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from envs.errors import UserError
 from experiments.storage import disk_errors, sync
@@ -120,9 +120,11 @@ class Ledger:
     def _add(self, line: dict[str, Any]) -> None:
         number = line["trial"]
         if "params" in line:
-            self.trials[number] = Trial(number, line["params"])
+            self.trials[number] = Trial(number, dict(line["params"]))
         elif "error" in line:
             self.trials[number].error = str(line["error"])
         else:
+            if line["verdict"] not in get_args(Verdict) or not isinstance(line["value"], float | int | None):
+                raise ValueError(line)
             self.trials[number].reports[int(line["steps"])] = Report(line["value"], line["verdict"])
         self.lines.append(line)

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from envs.errors import UserError
-from experiments.config import Resolved, Unit, find_recipe, resolve
+from experiments.config import Unit, find_recipe, resolve
 from experiments.given_data import locate
 from experiments.names import module_of, typed_in
 from experiments.session import try_agent
@@ -29,6 +29,9 @@ FAIR = {"evaluation.episodes": 10, "evaluation.num_envs": 10}
 METRICS = ("return_mean", "return_std", "score", "act_ms", "evaluation_seconds", "peak_memory_bytes")
 FIXED = ("steps", "data", "start_from", "env.id", "evaluation", "checkpoint", "video")
 """What is the same in all trials, for they are compared at the same steps of the same task"""
+
+KINDS: Mapping[str, type] = {"recipe": str, "env": str, "params": dict, "set": dict, "metric": str, "mode": str}
+"""Of the values in a ``sweep.yaml`` that are no numbers"""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def make_plan(**values: Any) -> Plan:
 def _check_key(key: str, plan: Plan) -> None:
     if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
         raise UserError("--param", key, "a setting's name is written with dots: agent.planner.horizon")
-    if key in FIXED or key.partition(".")[0] in FIXED:
+    if any(f"{one}.".startswith(f"{other}.") for name in FIXED for one, other in ((key, name), (name, key))):
         raise UserError(f"--param {key}", plan.params[key], "this is the same in all trials; set it with --KEY=VALUE")
     if key in plan.set:
         raise UserError(f"--param {key}", plan.set[key], f"it is also set by --{key}; leave one of them out")
@@ -122,7 +125,16 @@ def read_plan(path: Path) -> Plan:
     for key in ("recipe", "params"):
         if key not in tree:
             raise UserError(f"{path}: {key}", "missing", "`mbrl sweep` did not write this; begin a new sweep elsewhere")
-    return make_plan(**{"env": None} | tree)
+    tree = {"env": None} | tree
+    for key, kind in KINDS.items():
+        if not isinstance(tree.get(key, kind()), kind) and not (key == "env" and tree[key] is None):
+            raise UserError(
+                f"{path}: {key}", tree[key], "`mbrl sweep` writes it otherwise; begin a new sweep elsewhere"
+            )
+    for key, text in tree["params"].items():
+        if not isinstance(text, str):
+            raise UserError(f"{path}: params.{key}", text, "write its space as text, in quotes")
+    return make_plan(**tree)
 
 
 def check_same(old: Plan, new: Plan, root: Path) -> None:
@@ -172,7 +184,7 @@ class Checked:
 
 
 def check(plan: Plan, trust: Sequence[str] = ()) -> Checked:
-    """Resolve the configuration with each value of a list and both ends of a range, and build one.
+    """Resolve the configuration with each value of a list and both ends of a range, and build the agent of each.
 
     Raises:
         UserError: a key or value is wrong, or a run could not begin. Nothing is on disk then.
@@ -189,14 +201,13 @@ def check(plan: Plan, trust: Sequence[str] = ()) -> Checked:
     sample: dict[str, Any] = {}
     for key, space in plan.spaces().items():
         for value in reversed(space.examples()):
-            config = _resolved(found, {**sample, key: value}, f"--param {key}").config
+            _try(found, {**sample, key: value}, f"--param {key}")
         sample[key] = value
-    try_agent(config)
     return found
 
 
-def _resolved(found: Checked, params: Mapping[str, Any], place: str) -> Resolved:
+def _try(found: Checked, params: Mapping[str, Any], place: str) -> None:
     try:
-        return resolve(found.plan.recipe, [*{**found.given, **params}.items()], found.env, found.trust)
+        try_agent(resolve(found.plan.recipe, [*{**found.given, **params}.items()], found.env, found.trust).config)
     except UserError as error:
         raise error.within(place) from error

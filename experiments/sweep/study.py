@@ -95,11 +95,15 @@ class Study:
     def report(self, number: int, steps: int, value: float | None, last: bool) -> Verdict:
         """What follows from the metric of a trial at an evaluation; ``last``: it is the run's last one.
 
-        An evaluation that was reported before, by a run that was interrupted behind it, has the verdict of then.
+        An evaluation that was reported before, by a run that was interrupted behind it, has the verdict of then. Of a
+        learner that resumes inexactly it may fall beside where it was: before what is known the run goes on, and one
+        that has its verdict keeps it.
         """
         trial = self.ledger.trials[number]
         if steps in trial.reports:
             return trial.reports[steps].verdict
+        if trial.last is not None and (trial.state != "open" or steps < trial.steps):
+            return trial.last.verdict
         if value is not None and not math.isfinite(value):
             value = None
         verdict = self._weigh(number, steps, value, last)

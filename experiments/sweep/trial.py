@@ -91,4 +91,5 @@ class TrialProcess(tune.Trainable):
         if code < 0 or code == os.EX_TEMPFAIL:
             raise Lost(f"its process was ended by signal {-code}" if code < 0 else "its last process is still there")
         said = Path(self.job["log"]).read_bytes()[self._said :].decode(errors="replace").strip()
-        return {"error": said or f"exit code {code} without a message", "done": True}
+        silent = not said or said.splitlines()[-1].startswith("run directory:")
+        return {"error": f"exit code {code} without a message" if silent else said, "done": True}

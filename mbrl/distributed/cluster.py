@@ -15,7 +15,9 @@ import torch
 
 from envs.errors import UserError
 
-PROBE_SECONDS = 25.0
+LEAST_SHARE = 0.0001
+"""What Ray counts in"""
+PROBE_SECONDS = 20.0
 """How long a cluster may take to answer; Ray itself would try for minutes."""
 
 
@@ -50,12 +52,14 @@ def connect(address: str, num_cpus: int | None = None, object_store_bytes: int |
 
 
 def _check_reachable(address: str) -> None:
-    """Refuse a HOST:PORT where nothing listens at once."""
+    """Refuse at once what is no address, and a HOST:PORT where nothing listens."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdecimal():
+    if address == "auto":
         return
+    if not host or not port.isdecimal():
+        raise UserError("--ray", address, "give local, auto, or the HOST:PORT of a cluster's head", ("local", "auto"))
     try:
-        socket.create_connection((host, int(port)), timeout=10.0).close()
+        socket.create_connection((host, int(port)), timeout=5.0).close()
     except (OSError, OverflowError) as error:
         fix = f"nothing answers there ({error}); start a cluster with `ray start --head`, or give local"
         raise UserError("--ray", address, fix) from error
@@ -101,16 +105,18 @@ def check_resources(count: int, num_cpus: float, num_gpus: float, field: str) ->
     if count < 1:
         raise UserError(field, count, "give a whole number of at least 1")
     for name, each in (("CPU", num_cpus), ("GPU", num_gpus)):
-        if not 0.0 <= each < float("inf"):
-            raise UserError(f"{field}: {name}s of a worker", each, "give a share or number of at least 0")
-        fitting = _fitting(name, each)
-        if fitting < count:
+        if not 0.0 <= each < float("inf") or 0.0 < each < LEAST_SHARE:
+            raise UserError(f"{field}: {name}s of a worker", each, f"give 0, or a number of at least {LEAST_SHARE}")
+        if name == "GPU" and each > 1.0 and each != int(each):
+            raise UserError(f"{field}: GPUs of a worker", each, "give a share of one, or a whole number")
+        room = fitting(name, each)
+        if room < count:
             have = ray.cluster_resources().get(name, 0.0)
-            fix = f"the cluster has {have:g} {name}s, room for {fitting} such workers: ask for fewer or smaller ones"
+            fix = f"the cluster has {have:g} {name}s, room for {room} such workers: ask for fewer or smaller ones"
             raise UserError(field, f"{count} workers with {each:g} {name}s each", fix)
 
 
-def _fitting(name: str, each: float) -> float:
+def fitting(name: str, each: float) -> float:
     """How many workers that need ``each`` of a resource the nodes hold; a worker lies on one node, its GPU share on
     one GPU.
     """
@@ -125,11 +131,6 @@ def _fitting(name: str, each: float) -> float:
 def processors() -> int:
     """CPUs that the cluster counts, at least 1."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-
-def most_workers(num_cpus: float, num_gpus: float = 0.0) -> int:
-    """How many workers to have where nobody says: one for each CPU, but no more than there is room for; at least 1."""
-    return max(1, int(min(processors(), _fitting("CPU", num_cpus), _fitting("GPU", num_gpus))))
 
 
 def assigned_device() -> torch.device:

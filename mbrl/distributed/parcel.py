@@ -42,11 +42,11 @@ class Parcel:
         pickler = _Pickler(file)
         try:
             pickler.dump(packed)  # type: ignore[no-untyped-call]
-        except (TypeError, AttributeError, pickle.PicklingError) as error:
+            tensors = [tensor.detach().to("cpu", copy=True).contiguous() for tensor in pickler.tensors]
+            return cls(file.getvalue(), [_as_array(tensor) for tensor in tensors])
+        except (TypeError, AttributeError, RuntimeError, pickle.PicklingError) as error:
             fix = f"it cannot be sent to other processes ({error}); run without --ray, or let it be pickled"
             raise UserError("--ray", _kinds(packed), fix) from error
-        tensors = [tensor.detach().to("cpu", copy=True).contiguous() for tensor in pickler.tensors]
-        return cls(file.getvalue(), [_as_array(tensor) for tensor in tensors])
 
     def same(self, other: Parcel) -> bool:
         """Whether the other has the same in it, to the bit."""
@@ -148,7 +148,7 @@ def _kinds(packed: Any) -> str:
 def _equal(one: Any, other: Any) -> bool:
     """Compared as bytes: a number that is none equals itself."""
     if isinstance(one, Tensor):
-        return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+        return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
     return np.array_equal(one.reshape(-1).view(np.uint8), other.reshape(-1).view(np.uint8))
 
 

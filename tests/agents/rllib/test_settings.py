@@ -18,7 +18,7 @@ from agents.rllib.plain import from_plain, learner_metrics, to_plain
 from agents.rllib.replay import Recorder, episodes_of
 from agents.rllib.settings import make_config
 from envs.errors import UserError
-from envs.registry import env_spec, make_env
+from envs.registry import Surroundings, env_spec, make_env
 from mbrl.data.buffer import ReplayBuffer
 
 PENDULUM, CARTPOLE = env_spec("Pendulum-v1"), env_spec("CartPole-v1")
@@ -77,7 +77,7 @@ def test_environments_are_divided_among_runners() -> None:
 
 def test_an_environment_speaks_the_platforms_units() -> None:
     env, own = (
-        _make({}, [], {"id": "Pendulum-v1", "max_episode_steps": 3}),
+        _make(Surroundings({}, ()), {"id": "Pendulum-v1", "max_episode_steps": 3}),
         make_env("Pendulum-v1", max_episode_steps=3),
     )
     assert isinstance(env, FlatEnv)
@@ -94,7 +94,7 @@ def test_an_environment_speaks_the_platforms_units() -> None:
 
 def test_an_environment_needs_a_name() -> None:
     with pytest.raises(UserError, match=r"env_config\.id"):
-        _make({}, [], {})
+        _make(Surroundings({}, ()), {})
 
 
 # -- state -----------------------------------------------------------------------------------------------------------

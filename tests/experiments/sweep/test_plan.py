@@ -34,19 +34,26 @@ LR = "--param 'agent.learner.lr=log(1e-4, 1e-2)'"
             f"{PENDULUM} --param 'evaluation.every=[1, 2]'",
             "error: --param evaluation.every: '[1, 2]': this is the same",
         ),
+        (f"{PENDULUM} --param 'env=[{{id: Pendulum-v1}}, {{id: CartPole-v1}}]'", "this is the same in all trials"),
+        (f"{PENDULUM} --param 'agent.learner.lr=[0.001, -1]'", "error: --param agent.learner.lr: "),
+        (
+            f"{PENDULUM} --param 'agent.learner.lr=uniform(0.001, 2)' 'agent.batch_size=[8, -1]'",
+            "--param agent.batch_size",
+        ),
         (f"{PENDULUM} --param 'a/b=[1, 2]'", "error: --param: 'a/b': a setting's name is written with dots"),
         (f"{PENDULUM} {LR} --agent.learner.lr=0.1", "error: --param agent.learner.lr: 0.1: it is also set by"),
         (f"{PENDULUM} {LR} --metric retrun_mean", "Did you mean return_mean"),
         (f"{PENDULUM} {LR} --metric score", "error: --metric: 'score': only runs that learn from a dataset have it"),
         (f"{PENDULUM} {LR} --mode most", "error: --mode: 'most': give max or min"),
-        (f"{PENDULUM} {LR} --trials 0", "error: --trials: 0: give a whole number of at least 1"),
-        (f"{PENDULUM} {LR} --reduction 1", "error: --reduction: 1: give a whole number of at least 2"),
+        (f"{PENDULUM} {LR} --trials 0", "error: --trials: '0': give a whole number of at least 1"),
+        (f"{PENDULUM} {LR} --reduction 1", "error: --reduction: '1': give a whole number of at least 2"),
         (f"{PENDULUM} {LR} --steps 100 --grace 200", "error: --grace: 200: it is at most the steps of a run"),
         (f"{PENDULUM} {LR} --processes some", "error: --processes: 'some': give a whole number"),
         (f"{PENDULUM} {LR} --processes 0", "error: --processes: '0': give a whole number of at least 1"),
         (f"{PENDULUM} {LR} --gpus 1.5", "error: --gpus: '1.5': give a share of one GPU"),
         (f"{PENDULUM} {LR} --ray ray://h:10001", "error: --ray: 'ray://h:10001': give the head's own address"),
         (f"{PENDULUM} {LR} --agent.learner.hidde=3", "error: agent.init_args.learner.init_args.hidde"),
+        (f". {LR}", "error: sweep: '.': there is no sweep.yaml in this folder"),
         (f"sac-fats --env Pendulum-v1 {LR}", "Did you mean sac-fast"),
         (f"sac-fast --env Pendulun-v1 {LR}", "error: "),
         (f"sac-fast {LR}", "error: env.id: 'missing': say where to act"),
@@ -127,3 +134,23 @@ def test_a_folder_goes_on_as_it_was_and_runs_no_code_that_was_not_typed(
     (tmp_path / "s" / "sweep.yaml").write_text(replace(plan, env="outside:Env").text())
     assert main(["sweep", "s"]) == 2
     assert "--trust outside" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("params: 5", "params: 5: `mbrl sweep` writes it otherwise"),
+        ("params: {agent.learner.lr: [0.1, 0.2]}", "write its space as text, in quotes"),
+        ("recipe: 5", "recipe: 5: `mbrl sweep` writes it otherwise"),
+        ("env: 5", "env: 5: `mbrl sweep` writes it otherwise"),
+        ("set: 5", "set: 5: `mbrl sweep` writes it otherwise"),
+    ],
+)
+def test_an_edited_sweep_is_refused_in_words(
+    line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = {"recipe": "recipe: random", "env": "env: Pendulum-v1", "params": "params: {agent.limit: '[1, 2]'}"}
+    whole[line.partition(":")[0]] = line
+    (tmp_path / "sweep.yaml").write_text("\n".join(whole.values()))
+    assert main(["sweep", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err

@@ -146,3 +146,17 @@ def test_the_best_is_complete_and_finite(tmp_path: Path) -> None:
     assert best_of(trials, "min") is trials[1]
     assert best_of(trials[:1], "max") is None
     assert [trial.number for trial in ranked(trials, "max")] == [2, 3, 1, 4, 0]
+
+
+def test_a_learner_that_resumes_beside_its_steps_keeps_its_verdicts(tmp_path: Path) -> None:
+    study = Study(RULES, Ledger(tmp_path / "ledger.jsonl"))
+    for value in (0.0, 1.0, 2.0, -5.0):
+        number = study.suggest()
+        verdict = study.report(number, 100, value, last=False)
+    assert verdict == "prune"
+    lines = len(study.ledger.lines)
+    assert study.report(number, 101, 9.0, last=False) == "prune"  # pruned stays pruned, however good it looks now
+    assert study.report(0, 99, 9.0, last=False) == "go"  # before what is known
+    assert len(study.ledger.lines) == lines
+    assert study.report(0, 201, 9.0, last=False) == "go"
+    assert len(study.ledger.lines) == lines + 1
