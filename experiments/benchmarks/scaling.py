@@ -234,7 +234,7 @@ def plan(sizes: Sizes, parts: Mapping[str, float], megabytes: float) -> list[dic
             chunks = max(PLANNED) * CHUNKS_A_WORKER
             send = count * megabytes * 1e6 / NETWORK_BYTES_PER_SECOND
             rounds = math.ceil(chunks / count) * parts["chunk"] / speed
-            taken = parts["call"] + send + max(rounds + parts["gather"] + wire, chunks * (parts["gather"] + wire))
+            taken = parts["call"] + send + rounds + chunks * (parts["gather"] + wire)
             rows = chunks * sizes.rows * sizes.horizon
             found.append({"times_a_core": speed, "workers": count, "thousand_per_second": rows / taken / 1e3})
     return found
@@ -258,7 +258,7 @@ def lines_of(sizes: Sizes, found: Mapping[str, Any]) -> list[str]:
         f"seconds = {parts['call']:.4f} + ceil(chunks / workers) * {parts['chunk']:.4f}"
         f" + chunks * {parts['gather']:.4f}, wrong by at most {parts['largest_relative_error']:.0%}",
         f"on paper, thousand/s: {CHUNKS_A_WORKER * max(PLANNED)} chunks; weights and rows over"
-        f" {NETWORK_BYTES_PER_SECOND / 1e9:g} GB/s; the driver gathers as here, while workers go on",
+        f" {NETWORK_BYTES_PER_SECOND / 1e9:g} GB/s; the driver gathers as here, and workers wait meanwhile",
     ]
     rows = [["workers", *(f"{speed} x a core" for speed in GPU_SPEEDS)]]
     for count in PLANNED:
