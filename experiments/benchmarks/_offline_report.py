@@ -33,8 +33,8 @@ def write_report(root: Path, command: str, model_based: Sequence[str], model_fre
     lines += verdict(judged, model_based, model_free)
     others = sorted({run["label"] for run in judged} - {*model_based, *model_free})
     for env in dict.fromkeys(run["env"] for run in judged if run["label"] in others):
-        updates = max(run["updates"] for run in judged if run["env"] == env and run["label"] in others)
-        lines += ["", f"Others on {env}, one seed, {updates:,} updates:", ""]
+        updates = sorted({run["updates"] for run in judged if run["env"] == env and run["label"] in others})
+        lines += ["", f"Others on {env}, one seed, {' or '.join(f'{n:,}' for n in updates)} updates (below):", ""]
         lines += layout([run for run in judged if run["env"] == env], others)
     lines += ["", *each_run(runs)]
     write_summary(root, command, runs, lines)
