@@ -19,7 +19,6 @@ from experiments.names import check_names, expand_short_names
 from experiments.run import RunDirectory
 from experiments.task_runs import prefer_typed_steps, set_steps
 from experiments.tree import merge, read_yaml, set_path
-from experiments.workers import WorkersConfig
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -94,6 +93,34 @@ class CheckpointConfig:
     every: int = 1000
     keep: int = 2
     policies: bool = False
+
+
+@dataclass(frozen=True)
+class WorkersConfig:
+    """Ray workers of a run; without ``--ray`` nothing of this counts. The workers of a kind work while the others wait.
+
+    Args:
+        imagination: workers that imagine, each with a copy of model and policy; 0 for none. null is one a CPU of the
+            cluster, as far as there is room beside the others; with ``num_gpus`` as many as the GPUs hold; none where
+            the agent is on a GPU and workers have none.
+        environments: workers that the ``num_envs`` environments are spread over; 0 plays in the run's own process. A
+            round costs some 2 ms more with them, so they are for steps that take longer.
+        fitting: workers that the members of an ensemble are fitted in; 0 fits in the run's own process.
+        num_cpus: processors set aside for each worker; fractions are allowed.
+        num_gpus: GPUs for each worker that imagines or fits; workers with a fraction share one.
+        asynchronous: environments are played while the agent learns (``--async``). Two runs of one seed differ then.
+        round_steps: with ``asynchronous``, env steps of each environment that a worker sends at once.
+        max_staleness: with ``asynchronous``, rounds of learning that a policy may be old when it acts, at most.
+    """
+
+    imagination: int | None = None
+    environments: int = 0
+    fitting: int = 0
+    num_cpus: float = 0.3
+    num_gpus: float = 0.0
+    asynchronous: bool = False
+    round_steps: int = 25
+    max_staleness: int = 2
 
 
 @dataclass(frozen=True)

@@ -4,50 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agents.base import Agent, Imagines
 from envs.errors import UserError
+from experiments.config import RunConfig
 from mbrl.fitting import Fitter
 
 if TYPE_CHECKING:
     from envs.boundary import BoundaryEnv
     from envs.pool import Vectorize
-    from experiments.config import RunConfig
     from mbrl.distributed.async_rollouts import AsyncRollouts
 
 
 RESUMABLE = tuple(f"workers.{name}" for name in ("imagination", "environments", "fitting", "num_cpus", "num_gpus"))
 """Settings that a run can go on with others of: its data does not depend on them"""
-
-
-@dataclass(frozen=True)
-class WorkersConfig:
-    """Ray workers of a run; without ``--ray`` nothing of this counts. The workers of a kind work while the others wait.
-
-    Args:
-        imagination: workers that imagine, each with a copy of model and policy; 0 for none. null is one a CPU of the
-            cluster, as far as there is room beside the others; with ``num_gpus`` as many as the GPUs hold; none where
-            the agent is on a GPU and workers have none.
-        environments: workers that the ``num_envs`` environments are spread over; 0 plays in the run's own process. A
-            round costs some 2 ms more with them, so they are for steps that take longer.
-        fitting: workers that the members of an ensemble are fitted in; 0 fits in the run's own process.
-        num_cpus: processors set aside for each worker; fractions are allowed.
-        num_gpus: GPUs for each worker that imagines or fits; workers with a fraction share one.
-        asynchronous: environments are played while the agent learns (``--async``). Two runs of one seed differ then.
-        round_steps: with ``asynchronous``, env steps of each environment that a worker sends at once.
-        max_staleness: with ``asynchronous``, rounds of learning that a policy may be old when it acts, at most.
-    """
-
-    imagination: int | None = None
-    environments: int = 0
-    fitting: int = 0
-    num_cpus: float = 0.3
-    num_gpus: float = 0.0
-    asynchronous: bool = False
-    round_steps: int = 25
-    max_staleness: int = 2
 
 
 class Workers:
