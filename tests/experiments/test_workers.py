@@ -95,7 +95,7 @@ def test_a_run_without_workers_does_not_wait_for_ray() -> None:
     """Its import takes longer than many a run's first episode."""
     code = "import sys; from experiments.config import resolve; import experiments.session, experiments.commands\n"
     code += (
-        "resolve('mbpo-fast', [], 'Pendulum-v1'); print([name for name in ('ray', 'optuna') if name in sys.modules])"
+        "resolve('mbpo-fast', [], 'Pendulum-v1'); print([x for x in ('ray', 'optuna') if x in sys.modules])"
     )
     root = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
