@@ -94,9 +94,7 @@ def test_a_process_from_elsewhere_finds_the_same_environments(tmp_path: Path) ->
 def test_a_run_without_workers_does_not_wait_for_ray() -> None:
     """Its import takes longer than many a run's first episode."""
     code = "import sys; from experiments.config import resolve; import experiments.session, experiments.commands\n"
-    code += (
-        "resolve('mbpo-fast', [], 'Pendulum-v1'); print([x for x in ('ray', 'optuna') if x in sys.modules])"
-    )
+    code += "resolve('mbpo-fast', [], 'Pendulum-v1'); print([x for x in ('ray', 'optuna') if x in sys.modules])"
     root = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[]"
