@@ -76,8 +76,11 @@ class Surroundings:
     paths: Sequence[str]
 
     @classmethod
-    def here(cls) -> Surroundings:
-        return cls(dict(_SCHEMES), tuple(sys.path))
+    def here(cls, id: str | None = None) -> Surroundings:
+        """All of it; or what the environment of that id needs."""
+        scheme = None if id is None else id.partition(":")[0]
+        schemes = {name: loader for name, loader in _SCHEMES.items() if scheme in (None, name)}
+        return cls(schemes, tuple(sys.path))
 
     def bring(self) -> None:
         """Know them in this process too."""
@@ -96,7 +99,7 @@ class EnvMaker:
         return make_env(**self.arguments)
 
     def __reduce__(self) -> tuple[Callable[..., EnvMaker], tuple[Any, ...]]:
-        return _maker_from_elsewhere, (Surroundings.here(), self.arguments)
+        return _maker_from_elsewhere, (Surroundings.here(self.arguments["id"]), self.arguments)
 
 
 def _maker_from_elsewhere(surroundings: Surroundings, arguments: Mapping[str, Any]) -> EnvMaker:

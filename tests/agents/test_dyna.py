@@ -287,9 +287,9 @@ def test_filters_act_on_what_is_imagined() -> None:
 def test_every_fit_imagines_with_random_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
 
-    def noted(*arguments: Any, seed: int) -> Transitions:
+    def noted(*arguments: Any, seed: int, **how: Any) -> Transitions:
         seeds.append(seed)
-        return imagine(*arguments, seed=seed)
+        return imagine(*arguments, seed=seed, **how)
 
     monkeypatch.setattr(dyna, "imagine", noted)
     for run_seed in (0, 1):
