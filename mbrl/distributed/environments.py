@@ -22,7 +22,7 @@ import numpy as np
 import ray
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
-from ray.exceptions import GetTimeoutError, LocalRayletDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
+from ray.exceptions import GetTimeoutError, LocalRayletDiedError, RayTaskError
 
 from envs.errors import UserError
 from envs.pool import Bools, Vectorize
@@ -33,7 +33,7 @@ from mbrl.distributed.worker import Arithmetic
 Maker = Callable[[], gym.Env[Any, Any]]
 T = TypeVar("T")
 
-CRASHES = (*LOST, NodeDiedError, OutOfMemoryError, LocalRayletDiedError)
+CRASHES = (*LOST, LocalRayletDiedError)
 """What a call ends with whose worker has gone, with or without its machine"""
 MOST_CRASHES = 3
 """A round that takes its worker with it so many times in a row would do so for ever"""
