@@ -16,10 +16,10 @@ from envs.errors import UserError
 from envs.pool import EnvPool
 from experiments.config import EnvConfig, RunConfig, make_one_env
 from experiments.evaluation import Evaluator
-from experiments.loops.online import to_transitions
 from experiments.task_runs import TaskRun
 from mbrl import seeding
 from mbrl.data.buffer import ReplayBuffer
+from mbrl.data.played import to_transitions
 from mbrl.data.transitions import Transitions
 from mbrl.diagnostics.window_errors import window_errors
 

@@ -20,8 +20,8 @@ from envs.door import ArmDoor, door_expert
 from envs.pool import EnvPool
 from envs.pushing import ArmPush, push_expert
 from envs.tasks import Task, TaskSequence, make_tasks
-from experiments.loops.online import to_transitions
 from mbrl import seeding
+from mbrl.data.played import to_transitions
 from mbrl.data.transitions import Transitions
 from mbrl.planning.cem import coloured_noise
 

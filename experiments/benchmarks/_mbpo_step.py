@@ -12,8 +12,8 @@ import torch
 from agents.dyna import DynaAgent
 from envs.pool import EnvPool
 from experiments.config import make_one_env, resolve
-from experiments.loops.online import to_transitions
 from mbrl.clock import Clock
+from mbrl.data.played import to_transitions
 
 PARTS = {
     "model fit": "fitter.fit",

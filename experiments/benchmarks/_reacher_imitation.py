@@ -17,8 +17,8 @@ from envs.pool import EnvPool
 from envs.registry import env_spec, make_env
 from envs.two_link_arm import SUCCESS, joints_at
 from experiments.benchmarks._timing import table
-from experiments.loops.online import to_transitions
 from mbrl import seeding
+from mbrl.data.played import to_transitions
 from mbrl.data.transitions import Transitions
 from mbrl.models.koopman.kodex import LinearLift, PolynomialLift, RobotLift
 

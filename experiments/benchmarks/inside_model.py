@@ -27,8 +27,8 @@ from envs.pool import EnvPool
 from envs.registry import env_spec, make_env
 from envs.spec import EnvSpec
 from experiments.benchmarks._timing import make_parser, one_thread, parse, publish, table
-from experiments.loops.online import to_transitions
 from mbrl import seeding
+from mbrl.data.played import to_transitions
 from mbrl.data.transitions import Transitions
 from mbrl.fitting import Fitter
 from mbrl.imagination.model_env import ModelVectorEnv

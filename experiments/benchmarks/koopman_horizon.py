@@ -29,10 +29,10 @@ from envs.spec import EnvSpec
 from experiments.benchmarks._timing import make_parser, one_thread, parse, publish, table
 from experiments.config import resolve
 from experiments.diagnosis.dataset import need_fit, of_episodes, read_dataset, split_episodes
-from experiments.loops.online import to_transitions
 from mbrl import seeding
 from mbrl.clock import Clock
 from mbrl.data.buffer import ReplayBuffer, consecutive
+from mbrl.data.played import to_transitions
 from mbrl.data.transitions import Transitions
 from mbrl.diagnostics.baselines import LinearBaseline, persistence
 from mbrl.diagnostics.open_loop import pick_depth

@@ -8,8 +8,8 @@ import torch
 from agents.base import Agent
 from envs.pool import EnvPool, PoolStep
 from experiments.config import EnvConfig, make_one_env
-from experiments.loops.online import to_transitions
 from mbrl import seeding
+from mbrl.data.played import to_transitions
 from mbrl.data.transitions import Transitions
 
 SLOTS = 10

@@ -10,13 +10,14 @@ import torch
 
 from agents.base import ActorState, Agent
 from agents.external import ExternalLearner, SelfRunningLearner
-from envs.pool import EnvPool, PoolStep
+from envs.pool import EnvPool
 from experiments.checkpoint import CheckpointStore
 from experiments.config import RunConfig
 from experiments.evaluation import Evaluator
 from experiments.loops.base import Loop
 from experiments.reporter import Reporter
 from mbrl import seeding
+from mbrl.data.played import to_transitions
 from mbrl.data.record import from_dict
 from mbrl.data.transitions import Transitions
 
@@ -124,21 +125,3 @@ class OnlineLoop(Loop):
         self.pool.load_state_dict(state["pool"])
         self.returns = state["returns"].numpy().copy()
         self.generator.set_state(state["generator"])
-
-
-def to_transitions(
-    step: PoolStep, action: torch.Tensor, extra: dict[str, torch.Tensor], version: int, task: int | None = None
-) -> Transitions:
-    """What the pool saw, as the record that agents learn from: one row a slot."""
-    columns = {
-        name: torch.from_numpy(getattr(step, name))
-        for name in ("obs", "reward", "next_obs", "terminated", "truncated", "episode", "step")
-    }
-    return Transitions(
-        **columns,
-        action=action.cpu(),
-        policy_version=torch.full((len(action),), version),
-        task=None if task is None else torch.full((len(action),), task),
-        sim_state=None if step.sim_state is None else torch.from_numpy(step.sim_state),
-        extra={name: column.cpu() for name, column in extra.items()},
-    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -19,6 +19,7 @@ from envs.boundary import BoundaryEnv
 from envs.errors import UserError
 from envs.pool import EnvPool
 from mbrl import seeding
+from mbrl.data.played import to_transitions
 from mbrl.data.transitions import Transitions
 from mbrl.distributed.cluster import check_resources
 from mbrl.distributed.environments import Member, hiring, persist, shares
@@ -74,15 +75,9 @@ class RolloutWorker:
         action = act(torch.from_numpy(self.pool.obs), generator)
         step = self.pool.step(action.numpy())
         self.pool.reset_ended()
-        columns: dict[str, Any] = {
-            name: torch.from_numpy(getattr(step, name))
-            for name in ("obs", "reward", "next_obs", "terminated", "truncated", "step")
-        }
         number, slot = torch.from_numpy(step.episode), torch.arange(self.pool.num_envs)
         episode = number // self.pool.num_envs * self.num_envs + self.first + slot  # unique in the run, not here only
-        stamps = torch.full((len(action),), version)
-        sim_state = None if step.sim_state is None else torch.from_numpy(step.sim_state)
-        return Transitions(**columns, action=action, episode=episode, policy_version=stamps, sim_state=sim_state)
+        return replace(to_transitions(step, action, {}, version), episode=episode)
 
 
 class _Actor(Member):

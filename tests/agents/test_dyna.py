@@ -18,8 +18,8 @@ from agents.planning_dyna import PlanningDynaAgent
 from envs.errors import UserError
 from envs.pool import EnvPool
 from envs.registry import env_spec, make_env
-from experiments.loops.online import to_transitions
 from mbrl.clock import Clock
+from mbrl.data.played import to_transitions
 from mbrl.data.transitions import Transitions
 from mbrl.fitting import Fitter
 from mbrl.imagination import HorizonSchedule, imagine

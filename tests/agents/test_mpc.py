@@ -15,9 +15,9 @@ from agents.mpc import MPCActorState, MPCAgent, plan_gap
 from envs import EnvPool, env_spec, make_env
 from envs.errors import UserError
 from envs.spec import EnvSpec
-from experiments.loops.online import to_transitions
 from mbrl.clock import Clock
 from mbrl.data.buffer import ReplayBuffer
+from mbrl.data.played import to_transitions
 from mbrl.data.record import Record, from_dict
 from mbrl.data.transitions import Transitions
 from mbrl.fitting import Fitter

@@ -17,10 +17,10 @@ from envs.errors import UserError
 from envs.pool import EnvPool
 from envs.registry import env_spec, make_env
 from experiments.config import find_recipe, overlay_of, resolve
-from experiments.loops.online import to_transitions
 from experiments.tree import read_yaml
 from mbrl import seeding
 from mbrl.clock import Clock
+from mbrl.data.played import to_transitions
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL: dict[str, Any] = {"warmup_steps": 12, "updates_per_step": 3, "batch_size": 8, "log_every": 8}
