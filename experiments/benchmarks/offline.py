@@ -46,8 +46,8 @@ OF_DATA: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "morec-mobile": ("--agent.penalty.weight=1.0",),
     }
 }
-"""What differs from the recipes where the data covers more: published weights are lower there too. Those of ``mopo``
-were tried on a seed that is not in the table, those of ``mobile`` were not."""
+"""What differs from the recipes where the data covers more: published weights are lower there too. Those of ``mopo`` and
+``mobile`` were tried on seeds that are not in the table."""
 KEPT_EVERY = ("--checkpoint.every=10000",)
 
 
