@@ -46,8 +46,8 @@ OF_DATA: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "morec-mobile": ("--agent.penalty.weight=1.0",),
     }
 }
-"""What differs from the recipes where the data covers more: published weights are lower there too. Those of ``mopo`` and
-``mobile`` were tried on seeds that are not in the table."""
+"""What differs from the recipes where the data covers more: published weights are lower there too. Those of ``mopo``
+and ``mobile`` were tried on seeds that are not in the table."""
 KEPT_EVERY = ("--checkpoint.every=10000",)
 
 

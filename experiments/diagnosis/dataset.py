@@ -20,6 +20,7 @@ from experiments.segments import BufferStore
 from experiments.tree import read_yaml
 from mbrl.data import offline
 from mbrl.data.buffer import ReplayBuffer
+from mbrl.data.labels import need_actions
 from mbrl.data.transitions import Transitions
 from mbrl.seeding import generator
 
@@ -55,7 +56,7 @@ def read_dataset(path: Path, most: int | None = None) -> JudgedRows:
     ``most`` counts the transitions ever added that are to be read, where the run has gone on since.
 
     Raises:
-        UserError: there is nothing like that, it is damaged or empty, or a row holds NaN or infinity.
+        UserError: there is nothing like that, it is damaged or empty, or a row has no action, or holds NaN or infinity.
     """
     if (path / "buffer.json").is_file():
         found = JudgedRows(path, ReplayBuffer.load(path), offline.folder_about(path).env)
@@ -130,6 +131,7 @@ def _read_segments(folder: Path, total: int, forgotten: int) -> ReplayBuffer:
 def _check(data: JudgedRows) -> None:
     if not len(data.buffer):
         raise UserError("--data", str(data.path), "there are no rows in it")
+    need_actions(data.buffer, "a model of the dynamics")
     rows = data.buffer.all()
     finite = rows.reward.isfinite()
     for column in (rows.obs, rows.action, rows.next_obs):

@@ -399,9 +399,10 @@ def test_rows_without_an_action_are_for_ss_orl(format: str, data: Path, capsys: 
     rows = open_dataset(where).rows()
     assert rows.extra["has_action"].tolist() == KNOWN.tolist()
     assert rows.action.isfinite()[:, 0].tolist() == KNOWN.tolist()
-    message = refused(train(where), capsys)
-    assert "has_action: '50 of 100 rows have none, the first is row 50'" in message
-    assert "ss-orl" in message
+    for words in (train(where), ["fit", "mopo", "--data", str(where)]):
+        message = refused(words, capsys)
+        assert "has_action: '50 of 100 rows have none, the first is row 50'" in message
+        assert "ss-orl" in message
     assert main(train(where, *FREE, "--agent.round_updates=10", "--out=run", recipe="ss-orl")) == 0
 
 
