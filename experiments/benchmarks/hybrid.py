@@ -58,7 +58,7 @@ COURSES: Mapping[str, Course] = {
         {"gravity": 15.0},
         ("h2o", "simulator-only", *OFFLINE, "h2o-no-weights", "h2o-beta-0", "h2o-neither", "real-only"),
         seeds=3,
-        updates=10_000,
+        updates=40_000,
         settings={
             "h2o": (*SMALL, AVERAGED, *BOUNDED),
             "cql": (*SMALL, AVERAGED),
