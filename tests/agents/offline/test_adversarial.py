@@ -54,6 +54,51 @@ def test_the_adversary_lowers_the_value_of_outcomes_and_the_likelihood_holds_it_
     assert surprises[1.0] < surprises[0.0] + 0.5, surprises
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_without_weight_it_trains_on_the_data(held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real rows become likelier; they do not where their likelihood is left out."""
+    model, rows = undertrained()
+    before, draw = surprise(model, rows), Generator().manual_seed(1)
+    if not held:
+        nothing = torch.zeros((), requires_grad=True)
+        monkeypatch.setattr(model, "loss", lambda batch: (0.0 * nothing, {}))
+    adversary, critic = AdversarialStep(model, 0.0, lr=1e-3), Critic(height, lambda obs, action: height(obs), 0.99)
+    for _ in range(50):
+        pick, real = torch.randint(len(rows), (2, 128), generator=draw)
+        adversary(rows.obs[pick], rows.action[pick], rows[real], critic, draw)
+    assert (surprise(model, rows) < before - 0.2) is held
+
+
+def undertrained() -> tuple[ProbabilisticEnsemble, Transitions]:
+    draw = Generator().manual_seed(0)
+    rows = play(wandering(draw), 2, draw)
+    torch.manual_seed(0)
+    model = ProbabilisticEnsemble(SPEC, members=1, hidden=16, layers=1)
+    Fitter(holdout=0.0, max_updates=20, batch_size=128).fit(model, rows, draw)
+    return model, rows
+
+
+@torch.no_grad()
+def surprise(model: ProbabilisticEnsemble, rows: Transitions) -> float:
+    return -float(model.predict(State(rows.obs), rows.action).log_prob(rows.next_obs, rows.reward).mean())
+
+
+def test_the_scale_of_values_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Advantages are standardised: their unit and their offset change nothing, their sign does."""
+    after = []
+    for scale, offset in ((1.0, 0.0), (1000.0, 50.0), (-1.0, 0.0)):
+        model, rows = undertrained()
+        adversary, draw = AdversarialStep(model, 1.0, lr=1e-3), Generator().manual_seed(1)
+        monkeypatch.setattr(
+            adversary, "_advantage", lambda step, *_, s=scale, o=offset: s * height(step.state.obs).detach() + o
+        )
+        for _ in range(5):
+            adversary(rows.obs, rows.action, rows, Critic(height, lambda obs, action: height(obs), 0.99), draw)
+        after.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(after[0], after[1], atol=2e-4, rtol=0.0)
+    assert float((after[0] - after[2]).abs().max()) > 2e-3
+
+
 def test_outcomes_are_weighed_by_the_mixture_of_the_elites() -> None:
     torch.manual_seed(0)
     model = ProbabilisticEnsemble(SPEC, members=3, elites=2, hidden=8, layers=1)

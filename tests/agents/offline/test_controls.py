@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from agents.actor_critic import ActorCritic, BehaviourCloning
+from agents.actor_critic import ActorCritic, BehaviourCloning, Conservative, GradientDiversity
 from agents.actor_critic.terms import ActorContext
 from agents.offline.base import OfflineAgent
 from agents.offline.implicit_q import ImplicitQ
@@ -187,6 +187,19 @@ def test_recipes_learn_from_the_data(name: str) -> None:
     if name == "iql":
         assert isinstance(agent.learner, ImplicitQ)
         assert (agent.learner.cosine_updates, agent.learner.expected) == ("run", config.steps)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "weight"),
+    [("td3bc", BehaviourCloning, "alpha"), ("cql", Conservative, "weight"), ("edac", GradientDiversity, "eta")],
+)
+def test_recipes_carry_their_term(name: str, kind: type[Any], weight: str) -> None:
+    agent = resolve(name, env="Pendulum-v1").config.agent(pendulum_data.SPEC)
+    assert isinstance(agent, OfflineAgent)
+    assert isinstance(agent.learner, ActorCritic)
+    (term,) = [term for terms in agent.learner.networks.rule.terms for term in terms]
+    assert isinstance(term, kind)
+    assert getattr(term, weight) > 0.0
 
 
 # -- Pendulum ----------------------------------------------------------------------------------------------------------

@@ -68,6 +68,8 @@ def test_a_simulator_that_cannot_be_or_is_the_real_system_is_refused_with_the_da
 def test_batches_are_half_real_and_only_simulated_rows_are_weighed() -> None:
     agent = made()
     agent.update(Clock())
+    with torch.no_grad():
+        agent.ratio.sas.net[-1].bias[1] += 3.0  # the simulator is likelier: no weight stands at its bound of 1
     batches = agent.draw(3)
     weighed, _ = agent._weighed(batches)
     weight, half = weighed.extra["sample_weight"], BATCH // 2
@@ -76,7 +78,32 @@ def test_batches_are_half_real_and_only_simulated_rows_are_weighed() -> None:
     # raw weights averaged over the batch: mean over the real rows + mean of w over the simulated ones
     assert torch.allclose(weight[:, :half], torch.full((3, half), 2.0))
     assert torch.allclose(weight[:, half:], 2.0 * agent.ratio.weight(batches[:, half:]))
-    assert weight[:, half:].max() <= 2.0
+    assert weight[:, half:].max() < 2.0
+
+
+def test_the_regulariser_is_told_the_gap_of_simulated_rows() -> None:
+    agent, half = made(), BATCH // 2
+    agent.update(Clock())
+    batches = agent.draw(3)
+    agent.generator.manual_seed(1)
+    told = agent._weighed(batches)[0].extra["log_gap"]
+    gap = agent.ratio.gap(batches[:, half:], Generator().manual_seed(1))
+    assert torch.equal(told[:, half:], gap.log())
+    assert not bool(told[:, :half].any())
+    assert not torch.allclose(gap, agent.ratio.weight(batches[:, half:]))
+
+
+def test_the_discriminators_are_shown_which_rows_are_real() -> None:
+    agent, shown = made(), []
+    agent.update(Clock())
+    agent.ratio.update = lambda *rows: shown.append(rows) or {}  # type: ignore[assignment, func-returns-value]
+    agent.learn(agent.draw(ROUND))
+    known = {tuple(row) for row in agent.data.all().next_obs.tolist()}
+    assert len(shown) == ROUND
+    for real, simulated, _ in shown:
+        assert len(real) == len(simulated) == BATCH // 2
+        assert all(tuple(row) in known for row in real.next_obs.tolist())
+        assert not any(tuple(row) in known for row in simulated.next_obs.tolist())
 
 
 def test_the_controls_count_simulated_rows_in_full() -> None:

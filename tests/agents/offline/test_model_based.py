@@ -181,6 +181,56 @@ def test_penalties_reach_the_imagined_rewards() -> None:
     assert bool((taken > 0.0).all())
 
 
+def test_the_adversary_has_its_turns_and_its_weight_counts() -> None:
+    """After one turn the model is another; with another weight it is yet another one."""
+    found = []
+    for weight in (0.0, 10.0):
+        agent, clock = made("rambo", adversarial_weight=weight), Clock()
+        learn(agent, clock, EVERY)
+        fitted = weights_of(agent)
+        logged = learn(agent, clock, EVERY + ROUND)
+        assert len(events(logged, "adversary")) == agent.turns == 1
+        found.append(weights_of(agent) - fitted)
+    assert bool(found[0].any())
+    assert float((found[1] - found[0]).abs().max()) > 1e-4
+
+
+def weights_of(agent: Any) -> Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in agent.model.parameters()])
+
+
+def test_the_adversary_asks_the_smallest_critic() -> None:
+    agent, seen = made("rambo", pretrain_updates=0), []
+    learn(agent, Clock(), ROUND)
+
+    def adversary(obs: Tensor, action: Tensor, real: Any, critic: Any, draw: Generator) -> Any:
+        agent.generator.manual_seed(4)
+        value = critic.value(obs)
+        chosen = agent.learner.act(obs, agent.generator.manual_seed(4))
+        seen.append((value, agent.learner.q_values(obs, chosen)))
+        seen.append((critic.baseline(obs, action), agent.learner.q_values(obs, action)))
+        return agent.model.step(agent.model.encode(obs), action, draw), {}
+
+    agent.attack(adversary)
+    for said, each in seen:
+        assert torch.equal(said, each.amin(0))
+        assert not torch.equal(said, each.amax(0))
+
+
+@pytest.mark.parametrize("updates", [0, 150])
+def test_the_policy_begins_as_a_copy(updates: int) -> None:
+    agent = made("rambo", pretrain_updates=updates, pretrain_lr=1e-2)
+    rows = agent.data.all()
+
+    def gap() -> float:
+        return float((agent.learner.act(rows.obs, None) - rows.action).square().mean())
+
+    before = gap()
+    agent.prepare(Clock())
+    assert agent.pretrained
+    assert (gap() < 0.5 * before) == (updates > 0)
+
+
 def test_what_leaves_the_data_is_logged_and_what_runs_away_is_dropped() -> None:
     agent = made("mopo")
     (report,) = events(learn(agent, Clock(), ROUND), "imagine")
@@ -309,3 +359,21 @@ def test_recipes_make_their_agents(recipe: str) -> None:
     assert agent.learned
     oracle = of(("agent.init_args.model", {"class_path": "Simulator"}), ("agent.init_args.fitter", None))
     assert not oracle.learned
+
+
+PESSIMISM: dict[str, Callable[[Any], list[float]]] = {
+    "mopo": lambda agent: [each.weight for each in agent.filters if isinstance(each, UncertaintyPenalty)],
+    "combo": lambda agent: [each.weight for each in agent.learner.terms if isinstance(each, Conservative)],
+    "mobile": lambda agent: [agent.penalty.weight],
+    "ravl": lambda agent: [each.eta for each in agent.learner.terms if isinstance(each, GradientDiversity)],
+    "rambo": lambda agent: [agent.adversary.weight],
+    "offline-mpc": lambda agent: [-each.coef for each in agent.objective.terms if isinstance(each, UncertaintyTerm)],
+}
+"""What a recipe is named for, and its weight"""
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_carry_their_pessimism(recipe: str) -> None:
+    agent = resolve(recipe, [("data", "some.hdf5")], env="Pendulum-v1").config.agent(SPEC)
+    (weight,) = PESSIMISM[recipe](agent)
+    assert weight > 0.0

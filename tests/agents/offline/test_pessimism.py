@@ -159,6 +159,28 @@ def test_candidates_are_of_this_state_of_the_next_and_uniform() -> None:
     assert torch.allclose(uniform, torch.tensor(-2.0 * math.log(2.0)))
 
 
+def test_candidates_of_the_policy_come_with_their_density() -> None:
+    found: list[Candidates] = []
+
+    class Watching(Conservative):
+        def __call__(self, context: CriticContext) -> Tensor:
+            assert context.candidates is not None
+            found.append(context.candidates)
+            return super().__call__(context)
+
+    learner = ActorCritic(spec_of(), hidden=8, terms=[Watching(samples=4)])
+    # whatever the state is, tanh of a Gaussian with these means and spreads
+    mean, log_std = torch.tensor([0.3, -0.2]), torch.tensor([-1.0, -0.5])
+    views = learner.networks.policy_views(learner.vectors["policy"])
+    for view in views[:-1]:
+        view.zero_()
+    views[5][:] = torch.cat([mean, log_std])
+    learner.update(random_rows(1, 6), Generator().manual_seed(0))
+    action, log_density = (part[:8] for part in found[0])
+    gaussian = torch.distributions.Normal(mean, log_std.exp()).log_prob(action.atanh())
+    torch.testing.assert_close(log_density, (gaussian - (1.0 - action.square()).log()).sum(-1), atol=1e-3, rtol=1e-3)
+
+
 def test_the_term_values_the_data_above_all_else() -> None:
     gaps = {}
     for weight in (0.0, 10.0):
@@ -229,6 +251,39 @@ def penalized(agent: OfflineDynaAgent, batch: Transitions) -> Tensor:
     agent.generator.manual_seed(3)
     made, _ = agent._penalized(batch, agent.penalty)
     return made.reward
+
+
+def test_the_penalty_is_the_weighted_spread_of_the_smallest_target_values() -> None:
+    agent = mobile(weight=3.0, samples=5)
+    agent.refresh()
+    rows = agent.draw(1)[0][5:]
+    level = agent.learner.target_q_values(rows.obs, rows.action).mean(1)
+    last = agent.learner.networks.critic.views(agent.learner.vectors["target_critic"])[-1]
+    last[0] += level[1] - level[0]  # now the one, now the other is the smallest
+    assert agent.penalty is not None
+    found = agent.penalty(agent.model, agent.learner, rows, Generator().manual_seed(3))
+    draw = Generator().manual_seed(3)
+    drawn = agent.model.predict(State(rows.obs), rows.action).sample(5, draw)[0][agent.model.get_buffer("elites")]
+    flat = drawn.flatten(0, 2)
+    q = agent.learner.target_q_values(flat, agent.learner.act(flat, draw)).view(2, *drawn.shape[:3])
+    torch.testing.assert_close(found, 3.0 * q.amin(0).mean(1).std(0))
+    for other in (q.mean(0), q[0], q[1]):  # what it would be of other values
+        assert not torch.allclose(found, 3.0 * other.mean(1).std(0), rtol=1e-3)
+
+
+def test_the_learner_is_given_the_penalized_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    def penalty(self: BellmanInconsistency, model: Any, learner: Any, rows: Transitions, draw: Generator) -> Tensor:
+        return torch.full_like(rows.reward, 7.0)
+
+    agent, seen = mobile(), []
+    agent.refresh()
+    batches = agent.draw(2)
+    monkeypatch.setattr(BellmanInconsistency, "__call__", penalty)
+    monkeypatch.setattr(agent.learner, "update", lambda rows, draw: seen.append(rows) or {})
+    assert agent.learn(batches) == {"penalty": pytest.approx(7.0)}
+    taken = batches.reward - torch.cat([rows.reward for rows in seen])
+    assert not taken[:, :5].any()
+    torch.testing.assert_close(taken[:, 5:], torch.full((2, 15), 7.0))
 
 
 def test_real_rows_are_left_alone() -> None:

@@ -142,7 +142,8 @@ def test_weight_is_the_ratio_of_real_to_simulated(generator: Generator) -> None:
 
 
 def test_smoothing_is_in_the_spread_of_next_states(generator: Generator) -> None:
-    ratio, _, simulated = trained(generator)
+    ratio, real, simulated = trained(generator)
+    assert torch.allclose(ratio.spread, real.next_obs.std(0, correction=0))
     ratio.smoothing = 0.0
     with torch.no_grad():
         ratio.sas.net[-1].bias[1] += 3.0  # every row likelier in the simulator, by about 3
@@ -150,6 +151,8 @@ def test_smoothing_is_in_the_spread_of_next_states(generator: Generator) -> None
     assert torch.allclose(ratio.gap(simulated, generator), exact)
     ratio.smoothing = 1.0
     assert not torch.allclose(ratio.gap(simulated, generator), exact)
+    ratio.spread.zero_()  # next states that never differ are not moved
+    assert torch.allclose(ratio.gap(simulated, generator), exact)
 
 
 def test_learning_goes_on_after_loading(generator: Generator) -> None:
