@@ -67,6 +67,15 @@ def test_many_candidates_are_better_liked_than_one() -> None:
     assert scores[1] > scores[0]
 
 
+def test_the_temperature_makes_the_choice_softer() -> None:
+    scores = []
+    for temperature in (0.0, 1e3):
+        agent = made(candidates=20, temperature=temperature)
+        agent.update(Clock())
+        scores.append(float(agent.imagined.ring.all().extra[SCORE].mean()))
+    assert scores[0] > scores[1]
+
+
 @pytest.mark.parametrize(("stop", "rows"), [("terminal", STARTS), ("truncated", STARTS), ("drop", 0)])
 def test_disliked_steps_end_their_rows(stop: str, rows: int) -> None:
     agent = made(threshold=1e9, stop=stop)

@@ -341,6 +341,14 @@ def test_sizes_that_cannot_be_are_refused(options: dict[str, int], system: Any) 
         ProbabilisticEnsemble(system().spec, **options)
 
 
+def test_members_start_from_weights_of_their_own() -> None:
+    spec = EnvSpec("Line-v0", "0", "0", 2, ActionSpec("continuous", 1, (-1.0,), (1.0,)), termination=never)
+    torch.manual_seed(0)
+    for weight in ProbabilisticEnsemble(spec, members=3, hidden=4).weights:
+        assert bool((weight[1:] != weight[0]).any((1, 2)).all())
+        assert not torch.equal(weight[1], weight[2])
+
+
 # -- elites --------------------------------------------------------------------------------------------------------
 
 

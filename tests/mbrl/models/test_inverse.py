@@ -12,7 +12,7 @@ from envs.errors import UserError
 from envs.spec import ActionSpec, EnvSpec
 from mbrl.data.labels import without_actions
 from mbrl.data.transitions import Transitions
-from mbrl.models.inverse import WindowedInverse, previous_rows, r_squared
+from mbrl.models.inverse import Examples, WindowedInverse, previous_rows, r_squared
 from tests.mbrl.models.swings import pendulum, swings
 
 QUICK = {"hidden": 64, "steps": 1000, "lr": 2e-3}
@@ -95,6 +95,22 @@ def test_the_last_step_has_its_own_next_state(generator: Generator) -> None:
     moved = replace(data, next_obs=data.next_obs + (data.step == 4)[:, None])
     change = (inverse.predict(moved)[0] != inverse.predict(data)[0])[:, 0]
     assert torch.equal(change, data.step == 4)
+
+
+def test_episodes_that_judge_are_not_learned_from(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def train(inverse: WindowedInverse, train: Examples, judges: Examples, generator: Generator) -> dict[str, float]:
+        seen.extend([train.action[:, 0], judges.action[:, 0]])
+        return {}
+
+    monkeypatch.setattr(WindowedInverse, "_train", train)
+    data = line((20, 20, 20), generator)
+    small().fit(data, generator)
+    learned, judged = (set(data.episode[torch.isin(data.action[:, 0], each)].tolist()) for each in seen)
+    assert len(learned) == 2
+    assert len(judged) == 1
+    assert not learned & judged
 
 
 def test_the_best_copy_is_kept(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
