@@ -231,6 +231,7 @@ def _add_fit_and_diagnose(commands: argparse._SubParsersAction[Parser]) -> None:
     fit = commands.add_parser("fit", help="fit a model alone", description=about, allow_abbrev=False)
     fit.add_argument("recipe", metavar="RECIPE")
     fit.add_argument("--data", metavar="RUN|FILE", required=True, help="a run's transitions, or a saved replay buffer")
+    fit.add_argument("--env", metavar="ID", help="where the data does not say it, or it is another")
     fit.add_argument("--out", metavar="DIR", help="default: fits/RECIPE-ENV-n")
     fit.add_argument("--seed", metavar="N", default="0", help="seed of the split and of the networks (default: 0)")
     fit.add_argument("--heldout", metavar="SHARE", default="0.2", help="share of episodes held out (default: 0.2)")

@@ -234,7 +234,7 @@ def fit(options: argparse.Namespace, rest: Sequence[str], command: Sequence[str]
     from experiments.tree import parse_value
 
     seed, heldout = parse_value("--seed", options.seed), parse_value("--heldout", options.heldout)
-    overrides = dotted(rest)
+    overrides = [*([] if options.env is None else [("env.id", options.env)]), *dotted(rest)]
     trust = [*options.trust, *typed_modules(options, overrides)]
     folder = run_fit(options.recipe, Path(options.data), options.out, overrides, trust, seed, heldout)
     print((folder / "summary.txt").read_text(encoding="utf-8"), end="")

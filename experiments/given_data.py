@@ -118,11 +118,20 @@ class GivenData:
             raise UserError(f"data: {self.identity['path']}", seen, fix)
 
 
+NOTHING_SET: Mapping[str, Any] = {"params": {}, "kwargs": {}, "action_repeat": 1}
+
+
 def _other_env(dataset: Dataset) -> Iterator[str]:
     """Where the user names another environment than the dataset does, and the sizes agree, nothing else tells."""
     said, id = ((env or {}).get("id") for env in (dataset.about.own_env, dataset.about.env))
     if said not in (None, id):
         yield f"The dataset says that it is of {said}; it is taken as {id}'s, as you named it."
+        return
+    theirs, ours = dataset.about.own_env or {}, dataset.about.env or {}
+    for name in ("params", "kwargs", "action_repeat"):
+        one, other = (env.get(name) or NOTHING_SET[name] for env in (theirs, ours))
+        if theirs and one != other:
+            yield f"The dataset is of env.{name} = {one}, this run of {other}: rows and scores are the former's."
 
 
 def rows_of(dataset: Dataset) -> ReplayBuffer:

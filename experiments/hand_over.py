@@ -113,6 +113,10 @@ def need_fit(path: str, theirs: Side, mine: Side) -> dict[str, list[str]]:
         raise UserError(FIELD, path, "one of the two agents has no learner of a policy to hand over")
     if odd["learner"]:
         differs = "; ".join(odd["learner"])
+        there, here = (str(_part(side[0], "learner").get("class_path")).rpartition(".")[2] for side in (theirs, mine))
+        if there != here:
+            fix = f"a learner of class {there} does not go on as {here}: it goes on in an agent that has such a learner"
+            raise UserError(FIELD, path, fix)
         fix = f"the two learners have other shapes; give this run the earlier one's settings ({differs})"
         raise UserError(FIELD, path, fix)
     return odd
@@ -143,8 +147,12 @@ def _callbacks(theirs: Side, mine: Side) -> dict[str, Any]:
 
 def _init_args(tree: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     """The arguments of an agent's part."""
-    given = ((tree.get("agent") or {}).get("init_args") or {}).get(part) or {}
-    return given.get("init_args") or {}
+    return _part(tree, part).get("init_args") or {}
+
+
+def _part(tree: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    """What a configuration says of an agent's part; nothing where it says nothing."""
+    return ((tree.get("agent") or {}).get("init_args") or {}).get(part) or {}
 
 
 def sim_state_size(env: EnvConfig) -> int | None:
@@ -213,7 +221,7 @@ def _shape(value: Any) -> str:
 
 def _settings(part: str, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> Iterator[str]:
     """Settings of a part that the two configurations give other values."""
-    one, other = (((tree.get("agent") or {}).get("init_args") or {}).get(part) or {} for tree in (theirs, mine))
+    one, other = (_part(tree, part) for tree in (theirs, mine))
     if one.get("class_path") != other.get("class_path"):
         yield f"agent.{part} is {one.get('class_path')} there and {other.get('class_path')} here"
     ours, own = one.get("init_args") or {}, other.get("init_args") or {}

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from agents.actor_critic.learner import ActorCritic
 from envs.errors import UserError
 from mbrl.data.transitions import Transitions
-from mbrl.imagination.filters import Filter, UncertaintyPenalty, UncertaintyStop
+from mbrl.imagination.filters import Filter
 from mbrl.models.base import DynamicsModel, HasDistribution, require
 
 
@@ -78,4 +78,4 @@ def elites(model: DynamicsModel) -> Tensor:
 
 def without_uncertainty(filters: Sequence[Filter]) -> list[Filter]:
     """The filters that ask for no uncertainty: those that are left under the true dynamics, which have none."""
-    return [each for each in filters if not isinstance(each, UncertaintyPenalty | UncertaintyStop)]
+    return [each for each in filters if not each.doubts]

@@ -37,8 +37,8 @@ SMALL = ("--agent.learner.hidden=64", "--agent.learner.lr=0.001")
 AVERAGED = "--agent.learner.callbacks=[{class_path: PolicyAverage, init_args: {decay: 0.999}}]"
 """Evaluated with the mean of the policies of the last 1,000 updates or so: single ones come and go."""
 BOUNDED = ("--agent.ratio.lr=0.003", "--agent.ratio.squash=2", "--agent.ratio.noise=1.0")
-"""Scores bounded and inputs noisy, as released, but by 1 standard deviation and not 0.1. Pendulum has no noise of its own,
-so sharp discriminators tell the two systems apart for certain, and nothing of the simulator is left."""
+"""Scores bounded and inputs noisy, as released, but by 1 standard deviation and not 0.1. Pendulum has no noise of its
+own, so sharp discriminators tell the two systems apart for certain, and nothing of the simulator is left."""
 
 
 @dataclass(frozen=True)

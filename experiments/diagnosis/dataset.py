@@ -50,10 +50,11 @@ class Split:
     heldout: list[int]
 
 
-def read_dataset(path: Path, most: int | None = None) -> JudgedRows:
+def read_dataset(path: Path, most: int | None = None, env: Mapping[str, Any] | None = None) -> JudgedRows:
     """The transitions at ``path``: a run directory, or what :func:`mbrl.data.offline.open_dataset` opens.
 
-    ``most`` counts the transitions ever added that are to be read, where the run has gone on since.
+    ``most`` counts the transitions ever added that are to be read, where the run has gone on since. ``env`` is what the
+    user says of a file's environment; whose it is is still what the file says, if it does.
 
     Raises:
         UserError: there is nothing like that, it is damaged or empty, or a row has no action, or holds NaN or infinity.
@@ -63,8 +64,8 @@ def read_dataset(path: Path, most: int | None = None) -> JudgedRows:
     elif _is_run(path):
         found = _of_run(RunDirectory.open(path), most)
     else:
-        opened = offline.open_dataset(path)
-        found = JudgedRows(opened.path, opened.buffer(), opened.about.env)
+        opened = offline.open_dataset(path, env)
+        found = JudgedRows(opened.path, opened.buffer(), opened.about.own_env or opened.about.env)
     _check(found)
     return found
 
@@ -97,7 +98,10 @@ def _of_run(run: RunDirectory, most: int | None) -> JudgedRows:
     state = CheckpointStore(run.checkpoints).load_latest()
     if state is None:
         raise UserError("--data", str(run.path), "this run has no checkpoint yet")
-    counts = state["buffers"]
+    counts, config = state["buffers"], read_yaml(run.config)
+    if not counts and isinstance(config.get("data"), str):  # it learned from a dataset
+        opened = offline.open_dataset(config["data"], config.get("env"))
+        return JudgedRows(opened.path, opened.buffer(), config.get("env"))
     name = "real" if "real" in counts else next(iter(counts), "real")
     total, forgotten = (int(counts[name][key]) if counts else 0 for key in ("total_added", "forgotten"))
     total = total if most is None else min(total, most)
@@ -107,7 +111,7 @@ def _of_run(run: RunDirectory, most: int | None) -> JudgedRows:
             str(run.path),
             "it has stored no transitions: its agent keeps none, has just begun, or forgot those of an ended task",
         )
-    env = read_yaml(run.config).get("env")
+    env = config.get("env")
     return JudgedRows(run.path, _read_segments(run.checkpoints / "buffers" / name, total, forgotten), env)
 
 

@@ -54,7 +54,8 @@ def run_fit(
     Raises:
         UserError: a bad recipe, override, folder or data; nothing is written then.
     """
-    found = read_dataset(data)
+    named = dict(overrides).get("env.id")
+    found = read_dataset(data, env=None if named is None else {"id": named})
     resolved = _resolve(recipe, found, [*overrides, ("seed", seed)], trust)
     split = split_episodes(found.buffer.all().episode, heldout, seed)
     path = _place(out, f"{resolved.name}-{resolved.config.env.id}")

@@ -110,20 +110,21 @@ class D4RLFile(Dataset):
         raw = self._units.from_native(native, f"{place}: actions")
         raw[~known] = np.nan
         if f"{OWN}action" not in self._own:
-            return self._clipped(raw)
+            return self._clipped(raw, native, first)
         exact: NDArray[np.float32] = file["infos"][f"{OWN}action"][first:stop]
         if exact.shape != raw.shape or not np.allclose(exact[known], raw[known], atol=SLACK, equal_nan=True):
             fix = "the two columns of actions, the environment's and the platform's, do not agree"
             raise UserError(f"{self.path}, {place}: actions", "changed", fix)
         return exact
 
-    def _clipped(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _clipped(self, action: NDArray[np.float32], native: NDArray[Any], first: int) -> NDArray[np.float32]:
         """Out of bounds the environment was not: it clips. Unknown units are another matter, left for the check."""
         if self.about.env is None:
             return action
-        said = "Actions out of bounds are clipped, as the environment's edge does."
-        if (np.abs(action) > 1.0 + SLACK).any() and said not in self.notes:
-            self.notes.append(said)
+        beyond = np.flatnonzero((np.abs(action) > 1.0 + SLACK).any(-1))
+        said = "Actions out of bounds are clipped, as the environment's edge does; the first is in row"
+        if len(beyond) and not any(note.startswith(said) for note in self.notes):
+            self.notes.append(f"{said} {first + beyond[0]}: {native[beyond[0]].tolist()}.")
         return np.clip(action, -1.0, 1.0)  # NaN stays NaN, for the check to find
 
     def _successors(

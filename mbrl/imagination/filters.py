@@ -53,6 +53,8 @@ class Filter(ABC):
 
     proposes: ClassVar[bool] = False
     """Whether it replaces the next state. Such filters come first: others judge the state that is kept."""
+    doubts: ClassVar[bool] = False
+    """Whether it asks the model how uncertain it is. Under the true dynamics, which are certain, it is left out."""
 
     @abstractmethod
     def __call__(self, model: DynamicsModel, move: Move, generator: Generator) -> Move:
@@ -73,6 +75,8 @@ class Failing(Protocol):
 
 class _UncertaintyFilter(Filter):
     """What the filters that ask the model for its uncertainty share: it is computed once a step and stored."""
+
+    doubts = True
 
     def __init__(self, kind: Estimator, column: str) -> None:
         if kind not in get_args(Estimator):

@@ -169,7 +169,9 @@ def test_actions_out_of_bounds(data: Path, capsys: pytest.CaptureFixture[str]) -
     """In known units the environment's edge would have clipped them, and it is said; else nobody knows the units."""
     file_with(actions=at(7, 7.5, 0))(data)
     assert main(train(data / "set.hdf5")) == 0
-    assert "out of bounds are clipped" in capsys.readouterr().err
+    assert "out of bounds are clipped, as the environment's edge does; the first is in row 7: [7.5]" in (
+        capsys.readouterr().err
+    )
     rows = open_dataset(data / "set").rows()
     rows.action[7] = 3.75
     shutil.rmtree(data / "set")
@@ -342,6 +344,26 @@ def test_another_environment_of_the_same_sizes_is_said(data: Path, capsys: pytes
     about(env={"id": "PendulumOther-v0"})(data)
     assert main(train(data / "set", "--env=Pendulum-v1", "--env.max_episode_steps=20")) == 0
     assert "it is of PendulumOther-v0; it is taken as Pendulum-v1's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("more", "said"), [((), False), (("--env.params.gravity=15",), True)])
+def test_other_physics_are_said(
+    more: tuple[str, ...], said: bool, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(train(data / "set", "--env=Pendulum-v1", *more)) == 0
+    assert ("this run of {'gravity': 15" in capsys.readouterr().err) is said
+
+
+def test_a_file_that_names_no_environment_is_fitted_where_the_user_does(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its actions are in torques of up to 2; the environment tells so."""
+    file_with()(data)
+    with h5py.File(data / "set.hdf5", "a") as file:
+        del file["metadata"]
+    command = ["fit", "mopo", "--data", str(data / "set.hdf5"), "--out=fit", "--agent.fitter.max_updates=2"]
+    assert "name the environment" in refused(command, capsys)
+    assert main([*command, "--env=Pendulum-v1"]) == 0
 
 
 def test_a_home_directory_may_be_written_short(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

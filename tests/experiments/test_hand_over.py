@@ -226,6 +226,13 @@ def test_only_runs_that_learned_from_data_are_continued(workplace: Path, capsys:
     assert "did not learn from a dataset" in capsys.readouterr().err
 
 
+def test_a_learner_of_another_kind_is_named(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--agent.learner.hidden=8", "--agent.batch_size=16", "--agent.round_updates=10"]
+    assert main(["train", "iql", "--data=set", "--quiet", "--out=iql", "--steps=10", *small]) == 0
+    assert main(["train", "online.yaml", "--from=iql", "--quiet"]) == 2
+    assert "a learner of class ImplicitQ does not go on as ActorCritic" in capsys.readouterr().err
+
+
 AVERAGE = "[{class_path: PolicyAverage, init_args: {decay: 0.9}}]"
 
 

@@ -23,7 +23,7 @@ from experiments.config import resolve
 from mbrl.clock import Clock
 from mbrl.data.buffer import ReplayBuffer
 from mbrl.fitting import Fitter
-from mbrl.imagination.filters import UncertaintyPenalty
+from mbrl.imagination.filters import Filter, UncertaintyPenalty
 from mbrl.models.ensemble import ProbabilisticEnsemble
 from mbrl.models.simulator import Simulator
 from mbrl.planning.cem import ICEM
@@ -291,6 +291,22 @@ def test_every_agent_runs_under_the_true_dynamics(method: str) -> None:
     assert torch.allclose(true.state.obs, rows.next_obs, atol=1e-4)
     assert torch.allclose(true.reward, rows.reward, atol=1e-3)  # no penalty is left
     assert set(rows.extra) == {"depth"}
+
+
+class OwnDoubt(Filter):
+    """A user's own penalty, which asks for what the true dynamics do not have."""
+
+    doubts = True
+
+    def __call__(self, model: Any, move: Any, generator: Generator) -> Any:
+        model.uncertainty(move.state, move.action, "std_of_means")
+        return move
+
+
+def test_a_users_own_doubt_is_left_out_under_the_true_dynamics() -> None:
+    agent = made("mopo", model=Simulator, fitter=None, filters=[OwnDoubt()])
+    learn(agent, Clock(), ROUND)
+    assert not any(each.doubts for each in agent.filters)
 
 
 def test_objectives_without_uncertainty() -> None:
