@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from envs.errors import UserError
 from experiments.compare.fleet import Job, State, run_fleet
 from experiments.compare.live import last_return
 
@@ -28,6 +29,14 @@ def make_job(options: argparse.Namespace, label: str, env: str, seed: int, comma
 
 def _place(env: str, label: str, seed: int) -> Path:
     return Path(env.replace("/", "-").replace(":", "-")) / label / f"seed{seed}"
+
+
+def need_dataset(folder: Path) -> None:
+    """Raise ``UserError`` where a set of `mbrl bench datasets` is not there, before a run begins."""
+    if not folder.exists():
+        task, level = folder.parts[-2], folder.name.removesuffix("-v0")
+        fix = f"no dataset: `mbrl bench datasets --env {task} --levels {level}` makes it, --data-root says where it is"
+        raise UserError("--data-root", str(folder), fix)
 
 
 def add_options(parser: argparse.ArgumentParser, name: str) -> None:

@@ -17,10 +17,18 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from envs.errors import UserError
 from experiments.benchmarks._pendulum_data import ENV as PENDULUM
 from experiments.benchmarks._pendulum_data import add_data_options, collected, keep_facts, score
-from experiments.benchmarks._runs import add_options, finish, identity, make_job, row, run_all, write_summary
+from experiments.benchmarks._runs import (
+    add_options,
+    finish,
+    identity,
+    make_job,
+    need_dataset,
+    row,
+    run_all,
+    write_summary,
+)
 from experiments.compare.fleet import Job
 from experiments.metrics import read_records
 
@@ -101,9 +109,7 @@ def dataset(env: str, options: argparse.Namespace) -> Path:
     if env == PENDULUM:
         return collected(options, LEVEL, 5000)
     folder: Path = options.data_root.resolve() / env / f"{LEVEL}-v0"
-    if not folder.exists():
-        fix = f"no dataset: `mbrl bench datasets --env {env} --levels {LEVEL}` makes it, --data-root says where it is"
-        raise UserError("--data-root", str(folder), fix)
+    need_dataset(folder)
     return folder
 
 

@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from envs.errors import UserError
 from experiments.benchmarks._offline_report import write_report
-from experiments.benchmarks._runs import add_options, finish, make_job, run_all
+from experiments.benchmarks._runs import add_options, finish, make_job, need_dataset, run_all
 from experiments.compare.fleet import Job
 
 MODEL_BASED, MODEL_FREE = ("mopo", "mobile", "ravl"), ("bc", "td3bc", "iql")
@@ -62,18 +61,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", help="only these seeds")
     options = parser.parse_args(argv)
     for name in () if options.report_only else options.courses:
-        need_data(options.data_root / COURSES[name].data)
+        need_dataset(options.data_root / COURSES[name].data)
     failed = run_all(list(jobs(options)), options)
     write_report(options.out, shlex.join(["mbrl", "bench", "offline", *argv]), MODEL_BASED, MODEL_FREE)
     return finish(failed)
-
-
-def need_data(folder: Path) -> None:
-    """Raise ``UserError`` where a dataset is not there: before a run begins, and before results are written over."""
-    if not folder.exists():
-        task, level = folder.parts[-2], folder.name.removesuffix("-v0")
-        fix = f"no dataset: `mbrl bench datasets --env {task} --levels {level}` makes it, --data-root says where it is"
-        raise UserError("--data-root", str(folder), fix)
 
 
 def jobs(options: argparse.Namespace) -> Iterator[Job]:
