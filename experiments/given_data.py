@@ -118,20 +118,28 @@ class GivenData:
             raise UserError(f"data: {self.identity['path']}", seen, fix)
 
 
-NOTHING_SET: Mapping[str, Any] = {"params": {}, "kwargs": {}, "action_repeat": 1}
-
-
 def _other_env(dataset: Dataset) -> Iterator[str]:
     """Where the user names another environment than the dataset does, and the sizes agree, nothing else tells."""
-    said, id = ((env or {}).get("id") for env in (dataset.about.own_env, dataset.about.env))
-    if said not in (None, id):
-        yield f"The dataset says that it is of {said}; it is taken as {id}'s, as you named it."
-        return
-    theirs, ours = dataset.about.own_env or {}, dataset.about.env or {}
-    for name in ("params", "kwargs", "action_repeat"):
-        one, other = (env.get(name) or NOTHING_SET[name] for env in (theirs, ours))
-        if theirs and one != other:
-            yield f"The dataset is of env.{name} = {one}, this run of {other}: rows and scores are the former's."
+    from mbrl.data.offline import physics
+
+    theirs, ours = physics(dataset.about.own_env), physics(dataset.about.env)
+    if theirs and theirs.get("id") != ours.get("id"):
+        yield f"The dataset says that it is of {theirs.get('id')}; it is taken as {ours.get('id')}'s, as you named it."
+    elif theirs and theirs != ours:
+        yield f"The dataset is of {theirs}, this run of {ours}: rows and scores are the former's."
+
+
+def learned_from(config: Mapping[str, Any], state: Mapping[str, Any], spec: EnvSpec) -> ReplayBuffer:
+    """The rows that a run learned from, by its configuration as plain values and the checkpoint that remembers them.
+
+    Raises:
+        UserError: they are not there, another environment's, or not the same any more.
+    """
+    from experiments.config import EnvConfig
+
+    data = GivenData(config["data"], EnvConfig(**config["env"]), spec)
+    data.verify(state.get("data"))
+    return data.buffer
 
 
 def rows_of(dataset: Dataset) -> ReplayBuffer:

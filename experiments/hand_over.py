@@ -17,7 +17,7 @@ from envs.errors import UserError
 from envs.spec import EnvSpec
 from experiments.checkpoint import CheckpointStore
 from experiments.config import EnvConfig, RunConfig, make_one_env
-from experiments.given_data import digest, need_same, open_data, rows_of
+from experiments.given_data import learned_from
 from experiments.run import RunDirectory
 from experiments.tree import read_yaml
 from mbrl.data.buffer import ReplayBuffer
@@ -51,17 +51,11 @@ def read_earlier(path: Path, spec: EnvSpec) -> Earlier:
     """
     run = RunDirectory.open(path)
     config, state = read_yaml(run.config), CheckpointStore(run.checkpoints).load_latest()
-    data = config.get("data")
-    if not isinstance(data, str):
+    if not isinstance(config.get("data"), str):
         raise UserError(FIELD, str(path), "this run did not learn from a dataset; `mbrl resume` continues it")
     if state is None:
         raise UserError(FIELD, str(path), "this run has no checkpoint yet")
-    dataset = open_data(data, config.get("env"))
-    need_same(dataset, spec)
-    buffer, remembered = rows_of(dataset), (state.get("data") or {}).get("digest")
-    if digest(buffer) != remembered:
-        raise UserError(f"{FIELD}: data", data, "this is not the dataset that the run learned from: it has changed")
-    return Earlier(path, config, state["agent"], buffer)
+    return Earlier(path, config, state["agent"], learned_from(config, state, spec))
 
 
 def hand_over(config: RunConfig, tree: Mapping[str, Any], agent: Agent) -> list[str]:

@@ -20,12 +20,13 @@ from agents.actor_critic.terms import CriticContext, CriticTerm
 from agents.common import RunningMean
 from agents.offline.base import OfflineAgent
 from envs.errors import UserError
-from envs.pool import EnvPool, PoolStep
+from envs.pool import EnvPool
 from envs.registry import make_env
 from envs.spec import EnvSpec
 from mbrl import seeding
 from mbrl.clock import Clock
 from mbrl.data.buffer import ReplayBuffer
+from mbrl.data.played import to_transitions
 from mbrl.data.transitions import Transitions
 from mbrl.imagination.model_buffer import mixed_batches
 from mbrl.models.dynamics_ratio import DynamicsRatio
@@ -172,7 +173,8 @@ class HybridAgent(OfflineAgent):
         for _ in range(math.ceil(steps / self.simulators)):
             obs = torch.from_numpy(self.pool.reset_ended()).to(self.device)
             action = self.learner.act(obs, self.generator).cpu()
-            self.buffers["simulated"].extend(_rows(self.pool.step(action.numpy()), action))
+            step = to_transitions(self.pool.step(action.numpy()), action, {}, version=0)
+            self.buffers["simulated"].extend(replace(step, sim_state=None))
 
     def draw(self, count: int) -> Transitions:
         """Batches whose first half is real and whose second half is simulated; the column ``is_real`` tells which."""
@@ -216,10 +218,3 @@ class HybridAgent(OfflineAgent):
         self.standardised = state["standardised"]
         if state["pool"] is not None:
             self.pool.load_state_dict(state["pool"])
-
-
-def _rows(step: PoolStep, action: Tensor) -> Transitions:
-    """What the simulators showed, one row a slot."""
-    names = ("obs", "reward", "next_obs", "terminated", "truncated", "episode", "step")
-    columns: dict[str, Any] = {name: torch.from_numpy(getattr(step, name)) for name in names}
-    return Transitions(**columns, action=action, policy_version=torch.zeros(len(action), dtype=torch.long))

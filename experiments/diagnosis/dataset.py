@@ -98,10 +98,7 @@ def _of_run(run: RunDirectory, most: int | None) -> JudgedRows:
     state = CheckpointStore(run.checkpoints).load_latest()
     if state is None:
         raise UserError("--data", str(run.path), "this run has no checkpoint yet")
-    counts, config = state["buffers"], read_yaml(run.config)
-    if not counts and isinstance(config.get("data"), str):  # it learned from a dataset
-        opened = offline.open_dataset(config["data"], config.get("env"))
-        return JudgedRows(opened.path, opened.buffer(), config.get("env"))
+    counts = state["buffers"]
     name = "real" if "real" in counts else next(iter(counts), "real")
     total, forgotten = (int(counts[name][key]) if counts else 0 for key in ("total_added", "forgotten"))
     total = total if most is None else min(total, most)
@@ -111,7 +108,7 @@ def _of_run(run: RunDirectory, most: int | None) -> JudgedRows:
             str(run.path),
             "it has stored no transitions: its agent keeps none, has just begun, or forgot those of an ended task",
         )
-    env = config.get("env")
+    env = read_yaml(run.config).get("env")
     return JudgedRows(run.path, _read_segments(run.checkpoints / "buffers" / name, total, forgotten), env)
 
 

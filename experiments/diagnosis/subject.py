@@ -17,9 +17,11 @@ from experiments.checkpoint import CheckpointStore
 from experiments.diagnosis.building import model_of, rebuild
 from experiments.diagnosis.dataset import JudgedRows, need_fit, of_episodes, read_dataset, subset
 from experiments.diagnosis.fit import RECORD, load_weights, read_record, stranger
+from experiments.given_data import learned_from
 from experiments.metrics import read_records
 from experiments.run import RunDirectory
 from experiments.session import foreign_state
+from experiments.tree import read_yaml
 from mbrl.data.buffer import ReplayBuffer
 from mbrl.data.transitions import Transitions
 from mbrl.fitting import ModelFitter
@@ -132,13 +134,18 @@ def _of_run(run: RunDirectory, data: Path | None, trust: Sequence[str]) -> Subje
         env_steps = int(state["clock"]["env_steps"])
     title = f"{run.path.resolve().name} after {env_steps:,} env steps ({type(model).__name__})"
     fits = getattr(getattr(agent, "fitter", None), "fits", None)
+    config = read_yaml(run.config)
+    given = learned_from(config, state, model.spec) if config.get("data") else None
     if data is not None and Path(data).resolve() != run.path.resolve():
         other = read_dataset(data)
-        reference = read_dataset(run.path).buffer.all() if agent.buffers else other.buffer.all()
-        return _on_other(title, model, reference, other, fits)
-    own = read_dataset(run.path)
-    need_fit(own, model.spec)
-    return _on_own(title, agent, model, own.buffer, last_fit(run, env_steps, own.buffer.total_added), fits)
+        own = given or (read_dataset(run.path).buffer if agent.buffers else other.buffer)
+        return _on_other(title, model, own.all(), other, fits)
+    if given is not None:
+        about = [f"Judged on the dataset that it was fitted on, {config['data']}: {len(given):,} transitions."]
+        return Subject(title, model, given.all(), given, given, False, False, about, fits)
+    stored = read_dataset(run.path)
+    need_fit(stored, model.spec)
+    return _on_own(title, agent, model, stored.buffer, last_fit(run, env_steps, stored.buffer.total_added), fits)
 
 
 def last_fit(run: RunDirectory, env_steps: int, total_added: int) -> int | None:

@@ -261,11 +261,14 @@ def require_one_env(datasets: Sequence[Dataset]) -> None:
                 raise UserError(f"{dataset.path}: {name}", theirs, fix)
 
 
+def physics(env: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of an environment's description decides what follows what; settings at their defaults are left out."""
+    return {key: value for key in PHYSICAL if (value := (env or {}).get(key)) not in (None, {}, 1)}
+
+
 def _identity(dataset: Dataset) -> tuple[Any, tuple[int, int]]:
-    told_env = dataset.about.env or {}
-    env = {key: value for key in PHYSICAL if (value := told_env.get(key)) not in (None, {}, 1)}
     row = next(dataset.stream(1, check=False), None)
-    return env, (0, 0) if row is None else (row.obs.shape[-1], row.action.shape[-1])
+    return physics(dataset.about.env), (0, 0) if row is None else (row.obs.shape[-1], row.action.shape[-1])
 
 
 # -- saved replay buffers ---------------------------------------------------------------------------------------------

@@ -351,7 +351,7 @@ def test_other_physics_are_said(
     more: tuple[str, ...], said: bool, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(train(data / "set", "--env=Pendulum-v1", *more)) == 0
-    assert ("this run of {'gravity': 15" in capsys.readouterr().err) is said
+    assert ("this run of {'id': 'Pendulum-v1', 'params': {'gravity': 15" in capsys.readouterr().err) is said
 
 
 def test_a_file_that_names_no_environment_is_fitted_where_the_user_does(

@@ -217,7 +217,7 @@ def test_a_dataset_that_has_changed_is_refused(workplace: Path, capsys: pytest.C
     shutil.rmtree(workplace / "set")
     write_set(workplace / "set", change=0.5)
     assert main(online()) == 2
-    assert "it has changed" in capsys.readouterr().err
+    assert "the dataset has changed" in capsys.readouterr().err
 
 
 def test_only_runs_that_learned_from_data_are_continued(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,6 +103,17 @@ def test_what_a_dataset_says_of_itself(run: Path, tmp_path: Path) -> None:
     assert "sampled" in policy["action_noise"]
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_that_medium_is_the_best_policy_is_said(
+    same: bool, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if same:
+        monkeypatch.setattr(Source, "medium", property(lambda source: source.expert))
+    collect(run, "medium-expert", tmp_path / "set", rows=20)
+    said = capsys.readouterr()
+    assert ("both halves are its own" in said.out + said.err) is same
+
+
 def test_rows_are_one_story(run: Path, tmp_path: Path) -> None:
     rows = collect(run, "expert", tmp_path / "set", rows=150).rows()
     follows = (rows.episode[1:] == rows.episode[:-1]) & (rows.step[1:] == rows.step[:-1] + 1)
